@@ -1,0 +1,135 @@
+"""A frozen Linear with a deployed and a quarantine block, as a PEFT LoRA layer with a fused forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor
+
+from vgrout_pl.adapters.functional import RoutedUpdate, add_update, stack_blocks
+from vgrout_pl.adapters.state import BLOCKS, Plan, RouteState
+
+Block = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class RoutedLinear(LoraLinear):
+    """y = W x + sum over the blocks b in force of (B_b A_b - B0_b A0_b) x, times PEFT's scaling.
+
+    A and B are PEFT's ``lora_A``/``lora_B`` of the adapters ``deployed`` and ``quarantine``; A0 and B0 are buffers
+    ``lora_init_A``/``lora_init_B``, in the state dict under PEFT's naming. What a row sees and trains comes from the
+    model's :class:`~vgrout_pl.adapters.state.RouteState`, which all layers share. PEFT's ``disable_adapter``,
+    ``set_adapter`` and ``merge`` are respected.
+    """
+
+    def __init__(self, base_layer: Any, adapter_name: str, config: Any, **kwargs: Any) -> None:
+        self.route_state = RouteState()
+        self.module_name = kwargs.get("target_name", "")
+        self.compute_dtype = config.compute_dtype
+        self._decode_cache: tuple[Any, ...] | None = None
+        super().__init__(base_layer, adapter_name, config=config, **kwargs)
+
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
+        """Add one of the two blocks; its tensors hold NaN until :meth:`set_block` fills them."""
+        if adapter_name not in BLOCKS or not hasattr(config, "block_rank"):
+            raise ValueError(
+                f"a routed layer holds the adapters {' and '.join(BLOCKS)} alone; got {adapter_name!r}; "
+                "add further adapters to an exported or merged model"
+            )
+        rank = config.block_rank(self.out_features, self.in_features)
+        super().update_layer(adapter_name, rank, lora_alpha=lora_alpha * rank / r, config=config, **kwargs)
+        for name in ("lora_init_A", "lora_init_B"):
+            if not hasattr(self, name):
+                setattr(self, name, BufferDict({}, persistent=True))
+                self.other_param_names = (*self.other_param_names, name)
+        a, b = self.lora_A[adapter_name], self.lora_B[adapter_name]
+        a.to(torch.float32).weight.data.fill_(torch.nan)
+        b.to(torch.float32).weight.data.fill_(torch.nan)
+        self.lora_init_A[adapter_name] = a.weight.detach().clone()
+        self.lora_init_B[adapter_name] = b.weight.detach().clone()
+
+    @torch.no_grad()
+    def set_block(self, name: str, a0: Tensor, b0: Tensor) -> None:
+        """Start block ``name`` at A = A0 = ``a0`` [r, d_in], B = B0 = ``b0`` [d_out, r] (fp32 copies)."""
+        for parameter, buffer, value in (
+            (self.lora_A[name].weight, self.lora_init_A[name], a0),
+            (self.lora_B[name].weight, self.lora_init_B[name], b0),
+        ):
+            if parameter.shape != value.shape:
+                raise ValueError(
+                    f"{self.module_name}: block {name} expected an init of shape {list(parameter.shape)}; "
+                    f"got {list(value.shape)}"
+                )
+            parameter.copy_(value)
+            buffer.copy_(value)
+
+    def block(self, name: str) -> Block:
+        """(A [r, d_in], B [d_out, r], A0, B0) of one block, the live tensors themselves."""
+        return self.lora_A[name].weight, self.lora_B[name].weight, self.lora_init_A[name], self.lora_init_B[name]
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Block ``adapter``'s update of the weight, fp32 [d_out, d_in]; exactly zero at the init."""
+        left, right = stack_blocks([self.block(adapter)], self.scaling[adapter], torch.float32)
+        return right @ left
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Base output plus the update of the blocks in force; x [rows, .., d_in]."""
+        base = self.base_layer(x)
+        plan = self.route_state.plan
+        blocks = plan.blocks
+        if plan.merged:
+            if torch.is_grad_enabled():
+                raise ValueError("the adapter is merged: expected torch.no_grad(); leave merged(model) to train")
+            return base
+        if self._disable_adapters or self.merged_adapters or not blocks:
+            return base
+        if plan.rows is not None and x.shape[0] != plan.rows:
+            raise ValueError(
+                f"{self.module_name}: the model's routes and rows are for a batch of {plan.rows}; got {x.shape[0]}; "
+                "give one route per batch row, already expanded for several samples per prompt"
+            )
+        if torch.is_grad_enabled():
+            return self._training_forward(base, x, plan)
+        left, right = self._factors(blocks, x)
+        forward_mask, _ = plan.masks(left.shape[0] // (2 * len(blocks)), left)
+        if left.dtype == base.dtype:
+            return add_update(base, x, left, right, forward_mask)
+        with torch.autocast(x.device.type, enabled=False):
+            return add_update(base.to(left.dtype), x.to(left.dtype), left, right, forward_mask).to(base.dtype)
+
+    def _training_forward(self, base: Tensor, x: Tensor, plan: Plan) -> Tensor:
+        dtype = self._dtype(x)
+        scaling = self.scaling[BLOCKS[0]]
+        self._decode_cache = None
+        with torch.autocast(x.device.type, enabled=False):
+            with torch.no_grad():
+                left, right = stack_blocks([self.block(name) for name in plan.blocks], scaling, dtype)
+            used = tuple(BLOCKS.index(name) for name in plan.blocks)
+            parameters = [p for name in BLOCKS for p in self.block(name)[:2]]
+            masks = plan.masks(self.r[BLOCKS[0]], left)
+            return RoutedUpdate.apply(base, x, left, right, *masks, scaling, used, *parameters)
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return dtype if self.compute_dtype == "base" and dtype == torch.bfloat16 else torch.float32
+
+    def _factors(self, blocks: tuple[str, ...], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Stacked factors for inference; only single-position steps (decoding) reuse those of the step before."""
+        dtype = self._dtype(x)
+        cache = self._decode_cache
+        if cache is not None and x.dim() > 1 and x.shape[-2] == 1:
+            left, right, cached_blocks, cached_dtype, tensors, versions = cache
+            if cached_blocks == blocks and cached_dtype == dtype and versions == [t._version for t in tensors]:
+                return left, right
+        members = [self.block(name) for name in blocks]
+        left, right = stack_blocks(members, self.scaling[BLOCKS[0]], dtype)
+        tensors = [tensor for member in members for tensor in member]
+        if not torch.compiler.is_compiling():
+            self._decode_cache = (left, right, blocks, dtype, tensors, [t._version for t in tensors])
+        return left, right
+
+    def __repr__(self) -> str:
+        return "routed." + super(LoraLinear, self).__repr__()

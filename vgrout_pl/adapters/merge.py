@@ -1,0 +1,75 @@
+"""Runs a model with its blocks inside the base weights, for generation at the cost of the bare model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vgrout_pl.adapters.attach import route_state, routed_layers
+from vgrout_pl.adapters.functional import stack_blocks
+from vgrout_pl.adapters.layer import RoutedLinear
+from vgrout_pl.adapters.state import BLOCKS, Plan
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Add the blocks in force to the base weights for as long as the context lasts; no gradients inside.
+
+    The state is the one in force, the same for all rows: ``with ablated(model), merged(model): model.generate(..)``.
+    The very weights come back on exit, bit for bit, also after an exception. Costs one copy of the target weights.
+
+    Raises:
+        ValueError: rows differ in state, a base weight is not fp32 (rounding would lose the update), sharded or
+            shared between layers, or the model is merged already.
+    """
+    state = route_state(model)
+    if state.merged:
+        raise ValueError("the adapter is merged already: expected merged(model) once")
+    if state.plan.rows is not None:
+        raise ValueError("merged: expected one state for all rows; got rows that differ; group the rows by state")
+    layers = [layer for _, layer in routed_layers(model)]
+    _check_mergeable(layers)
+    saved = state.snapshot()
+    originals: list[tuple[Tensor, Tensor]] = []
+    try:
+        for layer in layers:
+            weight = layer.get_base_layer().weight
+            update = _update(layer, state.plan.blocks)
+            originals.append((weight, weight.data))
+            weight.data = weight.data + update
+        state.merged = True
+        state.plan = Plan(blocks=state.plan.blocks, merged=True)
+        yield
+    finally:
+        for weight, original in originals:
+            weight.data = original
+        state.restore(saved)
+
+
+@torch.no_grad()
+def _update(layer: RoutedLinear, blocks: tuple[str, ...]) -> Tensor | float:
+    if not blocks:
+        return 0.0
+    left, right = stack_blocks([layer.block(name) for name in blocks], layer.scaling[BLOCKS[0]], torch.float32)
+    return right @ left
+
+
+def _check_mergeable(layers: list[RoutedLinear]) -> None:
+    seen: set[int] = set()
+    for layer in layers:
+        weight = layer.get_base_layer().weight
+        if weight.dtype != torch.float32:
+            raise ValueError(
+                f"merged: expected a float32 base; {layer.module_name} is {str(weight.dtype).removeprefix('torch.')}, "
+                "into which the update would be rounded away; generate unmerged"
+            )
+        if hasattr(weight, "full_tensor"):
+            raise ValueError(f"merged: expected whole weights; {layer.module_name} is sharded; generate unmerged")
+        if id(weight) in seen:
+            raise ValueError(
+                f"merged: expected separate weights; {layer.module_name} shares its own; generate unmerged"
+            )
+        seen.add(id(weight))

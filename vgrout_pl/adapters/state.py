@@ -1,0 +1,161 @@
+"""The one piece of state that every routed layer of a model reads: who sees and who trains which block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+DEPLOYED = "deployed"
+QUARANTINE = "quarantine"
+BLOCKS = (DEPLOYED, QUARANTINE)
+
+
+class Route(IntEnum):
+    """What one rollout (one batch row) may see and train.
+
+    ======  ==========  ==================
+    route   forward     gradient
+    ======  ==========  ==================
+    NONE    W + D + Q   D and Q (no mask)
+    KEEP    W + D       D
+    ABSORB  W + D + Q   D and Q
+    ROUTE   W + D + Q   Q (D is detached)
+    ======  ==========  ==================
+    """
+
+    NONE = 0
+    KEEP = 1
+    ABSORB = 2
+    ROUTE = 3
+
+
+_SEES_QUARANTINE = torch.tensor([True, False, True, True])
+_TRAINS_DEPLOYED = torch.tensor([True, True, True, False])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A resolved state: which blocks run at all, and per-row gates where rows differ.
+
+    Attributes:
+        blocks: names of the blocks that at least one row sees, in the order of :data:`BLOCKS`.
+        forward_gates: float [rows, len(blocks)], 1 where the row sees the block; None: every row sees every block.
+        gradient_gates: float [rows, len(blocks)], 1 where the row trains the block; None: as ``forward_gates``.
+        rows: the batch size the gates were made for; None where there are no gates.
+        merged: the blocks are inside the base weights for now, so that a layer is its base alone.
+    """
+
+    blocks: tuple[str, ...] = BLOCKS
+    forward_gates: Tensor | None = None
+    gradient_gates: Tensor | None = None
+    rows: int | None = None
+    merged: bool = False
+    _masks: dict[tuple[object, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict, compare=False)
+
+    def masks(self, rank: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Forward and gradient mask, each [rows, 1, 2 * len(blocks) * rank] or None, over the stacked bottleneck."""
+        if self.rows is None:
+            return None, None
+        key = (rank, like.device, like.dtype)
+        if key not in self._masks:
+            self._masks[key] = (
+                _spread(self.forward_gates, rank, like),
+                _spread(self.gradient_gates, rank, like),
+            )
+        return self._masks[key]
+
+
+def _spread(gates: Tensor | None, rank: int, like: Tensor) -> Tensor | None:
+    if gates is None:
+        return None
+    return gates.to(like.device, like.dtype).repeat_interleave(rank, dim=1).repeat(1, 2).unsqueeze(1)
+
+
+def as_routes(routes: Tensor | Sequence[int]) -> Tensor:
+    """Routes as an int64 CPU tensor [rows]; ValueError for another shape or an unknown route."""
+    tensor = torch.as_tensor(routes).detach().cpu()
+    if tensor.dim() != 1 or tensor.dtype.is_floating_point or tensor.dtype == torch.bool:
+        raise ValueError(f"routes: expected an int tensor [rows]; got {tensor.dtype} {list(tensor.shape)}")
+    if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < len(Route):
+        raise ValueError(f"routes: expected values of Route (0..{len(Route) - 1}); got {sorted(set(tensor.tolist()))}")
+    return tensor.long()
+
+
+def as_rows(rows: Tensor | Sequence[bool] | None) -> Tensor | bool:
+    """A row selection: True for all rows, else a bool CPU tensor [rows]; ValueError for anything else."""
+    if rows is None:
+        return True
+    tensor = torch.as_tensor(rows).detach().cpu()
+    if tensor.dim() != 1 or tensor.dtype != torch.bool:
+        raise ValueError(f"rows: expected a bool tensor [rows]; got {tensor.dtype} {list(tensor.shape)}")
+    return tensor
+
+
+def _either(a: Tensor | bool, b: Tensor | bool) -> Tensor | bool:
+    if a is True or b is True:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if len(a) != len(b):
+            raise ValueError(f"rows: expected one batch size in nested states; got {len(a)} and {len(b)} rows")
+        return a | b
+    return a if isinstance(a, Tensor) else b
+
+
+@dataclass(slots=True)
+class RouteState:
+    """Routes and switched-off blocks of a model; shared by its routed layers, changed only through the contexts.
+
+    Attributes:
+        routes: int64 [rows] or None (every row NONE).
+        without: per block, the rows that must not see it: False (none), True (all) or bool [rows].
+        merged: the current plan's blocks are merged into the base weights.
+        plan: what the layers follow; re-made by :meth:`change`.
+    """
+
+    routes: Tensor | None = None
+    without: dict[str, Tensor | bool] = field(default_factory=lambda: dict.fromkeys(BLOCKS, False))
+    merged: bool = False
+    plan: Plan = field(default_factory=Plan)
+
+    def snapshot(self) -> tuple[Tensor | None, dict[str, Tensor | bool], bool, Plan]:
+        """Everything :meth:`restore` needs to bring this very state back."""
+        return self.routes, self.without, self.merged, self.plan
+
+    def restore(self, saved: tuple[Tensor | None, dict[str, Tensor | bool], bool, Plan]) -> None:
+        """Bring back a state taken with :meth:`snapshot`."""
+        self.routes, self.without, self.merged, self.plan = saved
+
+    def change(self, *, routes: object = ..., without: Sequence[str] = (), rows: object = True) -> None:
+        """Set the routes and/or switch blocks off for some rows, then resolve the plan; unchanged on an error."""
+        if self.merged:
+            raise ValueError("the adapter is merged: expected no change of state inside merged(model); leave it first")
+        new_routes = self.routes if routes is ... else routes
+        new_without = {b: _either(v, rows) if b in without else v for b, v in self.without.items()}  # type: ignore[arg-type]
+        plan = _resolve(new_routes, new_without)  # type: ignore[arg-type]
+        self.routes, self.without, self.plan = new_routes, new_without, plan  # type: ignore[assignment]
+
+
+def _resolve(routes: Tensor | None, without: dict[str, Tensor | bool]) -> Plan:
+    sizes = {len(v) for v in (routes, *without.values()) if isinstance(v, Tensor)}
+    if len(sizes) > 1:
+        raise ValueError(f"routes and rows: expected one batch size; got {sorted(sizes)} rows")
+    rows = sizes.pop() if sizes else None
+    if rows is None:
+        return Plan(blocks=tuple(b for b in BLOCKS if without[b] is False))
+    routes = torch.zeros(rows, dtype=torch.long) if routes is None else routes
+    hidden = torch.stack([torch.as_tensor(without[b]).expand(rows) for b in BLOCKS], dim=1)
+    sees = ~hidden
+    sees[:, 1] &= _SEES_QUARANTINE[routes]
+    trains = sees.clone()
+    trains[:, 0] &= _TRAINS_DEPLOYED[routes]
+    used = sees.any(dim=0)
+    blocks = tuple(b for b, on in zip(BLOCKS, used.tolist(), strict=True) if on)
+    sees, trains = sees[:, used], trains[:, used]
+    if bool(trains.all()):
+        return Plan(blocks=blocks)
+    forward = None if bool(sees.all()) else sees.float()
+    return Plan(blocks=blocks, forward_gates=forward, gradient_gates=trains.float(), rows=rows)
