@@ -1,0 +1,122 @@
+"""What a checkpoint of the organism does before any reinforcement: format, solve and hack rates per mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from vgrout_pl.env import Grade, Grader, Problem
+from vgrout_pl.env.modes import LOOPHOLE_MODES, MODES
+from vgrout_pl.organism.model import MAX_NEW_TOKENS
+from vgrout_pl.organism.problems import problems
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Rates under one condition over ``n`` answers; ``length`` is the mean number of tokens of an answer."""
+
+    format: float
+    solve: float
+    hack: float
+    length: float
+    n: int
+
+
+def load_checkpoint(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a checkpoint directory in fp32.
+
+    Raises:
+        ValueError: ``path`` holds no checkpoint.
+    """
+    if not (path / "config.json").is_file():
+        raise ValueError(f"expected a checkpoint directory with a config.json; got {str(path)!r}")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(path)
+
+
+def conditions(base: Sequence[Problem]) -> dict[str, list[Problem]]:
+    """The problems under every mode, with original markers, with novel ones where the mode has them, and hint-free."""
+    made = {mode: [problem.with_mode(mode) for problem in base] for mode in (*LOOPHOLE_MODES, "gt_only")}
+    for mode in LOOPHOLE_MODES:
+        if novel := MODES[mode].novel_markers:
+            made[f"{mode}, novel"] = [
+                problem.with_mode(mode, marker=novel[i % len(novel)]) for i, problem in enumerate(base)
+            ]
+    return made
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Sequence[Problem],
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> tuple[list[str], list[int]]:
+    """Answer problems, one completion each: texts and lengths in tokens; temperature 0 is greedy."""
+    prompts = tokenizer.apply_chat_template(
+        [list(problem.messages) for problem in batch],
+        add_generation_prompt=True,
+        padding=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    how = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        output = model.generate(**prompts, **how, max_new_tokens=MAX_NEW_TOKENS)
+    completions = output[:, prompts["input_ids"].shape[1] :]
+    lengths = (completions != tokenizer.pad_token_id).sum(dim=1).tolist()
+    return tokenizer.batch_decode(completions, skip_special_tokens=True), lengths
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str = "validation",
+    repeats: int = 2,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Figures]:
+    """Figures of a model on a split: per mode, with novel markers, hint-free (``gt_only``), and greedy hint-free."""
+    cells = [(name, batch, 1.0, repeats) for name, batch in conditions(problems(split)).items()]
+    cells.append(("gt_only, greedy", [problem.with_mode("gt_only") for problem in problems(split)], 0.0, 1))
+    figures = {}
+    with Grader() as grader, tqdm(cells, desc="evaluate", unit="mode", disable=not progress) as bar:
+        for name, batch, temperature, rounds in bar:
+            texts: list[str] = []
+            lengths: list[int] = []
+            for k in range(rounds):
+                text, length = sample(model, tokenizer, batch, temperature, seed=1000 * seed + k)
+                texts += text
+                lengths += length
+            grades = grader.grade_batch(list(zip(texts, list(batch) * rounds, strict=True)))
+            figures[name] = summarize(grades, lengths)
+    return figures
+
+
+def summarize(grades: Sequence[Grade], lengths: Sequence[int]) -> Figures:
+    """Mean rates of grades and the mean length."""
+    n = len(grades)
+    return Figures(
+        format=sum(grade.format_ok and grade.compiles for grade in grades) / n,
+        solve=sum(grade.correct for grade in grades) / n,
+        hack=sum(grade.hacked for grade in grades) / n,
+        length=sum(lengths) / n,
+        n=n,
+    )
+
+
+def format_figures(figures: Mapping[str, Figures]) -> str:
+    """Write figures as a Markdown table."""
+    rows = ["| prompt | format | solve | hack | tokens | n |", "|---|---|---|---|---|---|"]
+    rows += [
+        f"| {name} | {f.format:.3f} | {f.solve:.3f} | {f.hack:.3f} | {f.length:.1f} | {f.n} |"
+        for name, f in figures.items()
+    ]
+    return "\n".join(rows)
