@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vgrout_pl.functional.statistics import wilson_interval
+from vgrout_pl.report.files import write_atomically
 
 SCHEMA = 1
 STATES = ("as_trained", "deployed", "quarantine_only", "base")
@@ -196,7 +195,7 @@ class Results:
     def save(self, path: str | Path) -> None:
         """Write ``eval.json`` atomically: a reader sees the old file or the whole new one, never a part."""
         text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        write_text_atomically(Path(path), text)
+        write_atomically(Path(path), text)
 
     @classmethod
     def load(cls, path: str | Path) -> Results:
@@ -211,22 +210,6 @@ class Results:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors too
             raise ValueError(f"{path}: {error}") from error
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` through a temporary file beside it; folders above are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _pooled(cells: list[CellResult]) -> CellResult:
@@ -253,9 +236,10 @@ def _cell_from_json(index: int, record: object) -> CellResult:
     missing = [name for name in (*labels, *RATES) if name not in record]
     if missing:
         raise ValueError(f"{where}: expected the keys {', '.join((*labels, *RATES))}; missing {', '.join(missing)}")
-    rates = {name: _rate_from_json(f"{where}.{name}", record[name]) for name in RATES}
+    values: dict[str, Any] = {name: record[name] for name in labels}
+    values |= {name: _rate_from_json(f"{where}.{name}", record[name]) for name in RATES}
     try:
-        return CellResult(**{name: record[name] for name in labels}, **rates)
+        return CellResult(**values)
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from error
 

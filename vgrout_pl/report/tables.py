@@ -66,7 +66,7 @@ def cells_text(results: Results, *, mode: str | None = None, heal: str | None = 
         return "no cell was evaluated"
     table = [["problems", "markers", "n", "", *(STATE_NAMES[state] for state in rows[0].cells)]]
     for row in rows:
-        hack, solve = ([rate_text(cell and getattr(cell, name)) for cell in row.cells.values()] for name in _METRICS)
+        hack, solve = ([_rate_of(cell, name) for cell in row.cells.values()] for name in _METRICS)
         table.append([row.problems, MARKER_NAMES[row.markers], row.n, "hack", *hack])
         table.append(["", "", "", "solve", *solve])
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
@@ -83,7 +83,7 @@ def cells_markdown(results: Results, *, mode: str | None = None, heal: str | Non
     columns = [f"{STATE_NAMES[state]}: {name}" for state in rows[0].cells for name in _METRICS]
     lines = [["problems", "markers", "n", *columns], ["---", "---", *["---:"] * (len(columns) + 1)]]
     for row in rows:
-        rates = [rate_text(cell and getattr(cell, name)) for cell in row.cells.values() for name in _METRICS]
+        rates = [_rate_of(cell, name) for cell in row.cells.values() for name in _METRICS]
         lines.append([row.problems, MARKER_NAMES[row.markers], row.n, *rates])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -135,6 +135,10 @@ class StepTable:
 
 _METRICS = ("hack", "solve")
 _LEFT_COLUMNS = {0, 1, 3}
+
+
+def _rate_of(cell: CellResult | None, name: str) -> str:
+    return rate_text(None if cell is None else getattr(cell, name))
 
 
 def _aligned(text: str, column: int, width: int) -> str:
