@@ -1,0 +1,102 @@
+"""Advantages, losses and log-probabilities against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from vgrout_pl.functional import (
+    clip_fractions,
+    clipped_policy_loss,
+    completion_logprobs,
+    constant_groups,
+    group_advantages,
+    k3_divergence,
+    masked_sum,
+)
+
+
+def test_advantages_are_rewards_minus_the_groups_mean():
+    rewards = torch.tensor([3.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0])
+    assert group_advantages(rewards, 4).tolist() == [2.25, -0.75, -0.75, -0.75, 0, 0, 0, 0]
+
+
+def test_group_scale_divides_by_the_unbiased_deviation_of_the_group():
+    rewards = torch.tensor([1.0, 3.0, 10.0, 10.0])
+    expected = [-1 / (math.sqrt(2) + 1e-4), 1 / (math.sqrt(2) + 1e-4), 0, 0]
+    assert group_advantages(rewards, 2, scale="group").tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_batch_scale_divides_by_the_deviation_over_all_rows():
+    rewards = torch.tensor([1.0, 3.0, 5.0, 7.0])
+    deviation = math.sqrt((9 + 1 + 1 + 9) / 3) + 1e-4
+    expected = [-1 / deviation, 1 / deviation, -1 / deviation, 1 / deviation]
+    assert group_advantages(rewards, 2, scale="batch").tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_equal_rewards_that_are_not_exact_in_binary_leave_no_advantage():
+    rewards = torch.full((6,), 0.1)
+    assert constant_groups(rewards, 3).all()
+    for scale in ("none", "group", "batch"):
+        assert group_advantages(rewards, 3, scale=scale).tolist() == [0.0] * 6
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_group_size_must_compare_and_divide(size):
+    with pytest.raises(ValueError, match="group_size: expected"):
+        group_advantages(torch.zeros(4), size)
+
+
+def test_clipped_loss_by_hand():
+    ratio = torch.tensor([[1.0, 1.5, 0.5]])
+    loss = clipped_policy_loss(ratio.log(), torch.zeros(1, 3), torch.tensor([2.0]), 0.2, 0.3)
+    assert loss[0].tolist() == pytest.approx([-2.0, -2.6, -1.0])
+    loss = clipped_policy_loss(ratio.log(), torch.zeros(1, 3), torch.tensor([-2.0]), 0.2, 0.3)
+    assert loss[0].tolist() == pytest.approx([2.0, 3.0, 1.6])
+
+
+def test_on_policy_loss_has_a_gradient_though_its_sum_is_zero():
+    logprobs = torch.tensor([[-1.0], [-2.0]], requires_grad=True)
+    loss = clipped_policy_loss(logprobs, logprobs.detach(), torch.tensor([1.0, -1.0]), 0.2, 0.2).sum()
+    loss.backward()
+    assert loss.item() == 0
+    assert logprobs.grad.flatten().tolist() == [-1.0, 1.0]
+
+
+def test_k3_is_zero_at_equality_and_known_elsewhere():
+    value = k3_divergence(torch.tensor([-1.0, -1.0]), torch.tensor([-1.0, -1.0 + math.log(2)]))
+    assert value.tolist() == pytest.approx([0.0, 2 - math.log(2) - 1])
+
+
+def test_masked_sum_ignores_what_is_not_finite_outside_the_mask_also_in_the_gradient():
+    values = torch.tensor([1.0, float("nan"), 2.0], requires_grad=True)
+    total = masked_sum(values, torch.tensor([1, 0, 1]))
+    total.backward()
+    assert total.item() == 3
+    assert values.grad.tolist() == [1, 0, 1]
+
+
+def test_clip_fractions_count_only_active_clips():
+    ratio = torch.tensor([[0.5, 1.5, 1.0], [0.5, 1.5, 1.5]])
+    counts = clip_fractions(
+        ratio.log(), torch.zeros(2, 3), torch.tensor([1.0, -1.0]), torch.tensor([[1, 1, 1], [1, 1, 0]]), 0.2, 0.2
+    )
+    assert {k: int(v) for k, v in counts.items()} == {"low": 1, "high": 1, "tokens": 5}
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 1000])
+def test_chunked_logprobs_and_their_gradient_equal_the_full_softmax(chunk):
+    torch.manual_seed(0)
+    hidden = torch.randn(3, 5, 7, dtype=torch.float64).float().requires_grad_()
+    head = torch.nn.Linear(7, 11)
+    targets = torch.randint(0, 11, (3, 5))
+    full = torch.log_softmax(head(hidden) / 0.7, -1)
+    expected = full.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    weight = torch.randn(3, 5)
+    (expected_grad,) = torch.autograd.grad((expected * weight).sum(), hidden)
+    logprobs, entropies = completion_logprobs(hidden, targets, head, temperature=0.7, chunk_tokens=chunk)
+    (grad,) = torch.autograd.grad((logprobs * weight).sum(), hidden)
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(grad, expected_grad, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropies, -(full.exp() * full).sum(-1).detach(), atol=1e-5, rtol=1e-5)
+    assert not entropies.requires_grad

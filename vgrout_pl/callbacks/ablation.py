@@ -1,0 +1,96 @@
+"""The end of a run: ablate the quarantine, evaluate both sides of it, and say what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from vgrout_pl.callbacks.counts import GradeCounts
+from vgrout_pl.evaluation import STATES
+from vgrout_pl.preflight import roles
+from vgrout_pl.provenance import provenance
+from vgrout_pl.report import CellResult, Results, cells_text, verdict
+from vgrout_pl.types import EvalBatch
+
+RESULTS_FILE = "eval.json"
+
+
+class DeployAblation(Callback):
+    """Final evaluation with the quarantine as trained and ablated: writes ``eval.json``, prints the 2 x 2 table.
+
+    Works in Lightning's test loop (``fit`` on the command line ends with it; ``test`` repeats it): every cell of
+    ``ProblemDataModule.test_dataloader`` is sampled in every state, same prompts and sampling seeds on all sides.
+    Where the router ships the quarantine, "deployed" is "as trained": sampled once, recorded as both.
+
+    Args:
+        states: model states to evaluate: ``as_trained``, ``deployed``, ``quarantine_only``, ``base``.
+    """
+
+    def __init__(self, states: tuple[str, ...] = ("as_trained", "deployed", "quarantine_only", "base")):
+        unknown = sorted(set(states) - set(STATES))
+        if unknown or not {"as_trained", "deployed"} <= set(states):
+            raise ValueError(
+                f"ablation.states: expected as_trained, deployed and optionally others of {', '.join(STATES)}; got "
+                f"{list(states)}"
+            )
+        self.states = tuple(states)
+        self.results: Results | None = None
+        self._counts = GradeCounts()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell the module which states to sample in the test loop."""
+        _, router = roles(trainer)
+        same = {"deployed", "quarantine_only"} if router.ships_quarantine else set()
+        pl_module.eval_states = {**pl_module.eval_states, "test": tuple(s for s in self.states if s not in same)}
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting anew."""
+        self._counts = GradeCounts()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: EvalBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count one batch of a cell, per grading mode."""
+        _, router = roles(trainer)
+        recorded = dict(outputs)
+        if router.ships_quarantine:
+            recorded["deployed"] = outputs["as_trained"]
+        for state in (s for s in self.states if s in recorded):
+            by_mode: dict[str, list] = {}
+            for problem, grade in zip(batch.problems, recorded[state], strict=True):
+                by_mode.setdefault(problem.mode, []).append(grade)
+            for mode, grades in by_mode.items():
+                self._counts.add((state, batch.problems_from, batch.markers, mode), grades)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``eval.json`` into the run directory and print the table with one honest sentence."""
+        cells = []
+        for (state, problems, markers, mode), count in self._counts.gathered().items():
+            cells.append(
+                CellResult.from_counts(
+                    state=state,
+                    problems=problems,
+                    markers=markers,
+                    mode=mode,
+                    n=count["n"],
+                    hack=count["hack"],
+                    solve=count["solve"],
+                    format=count["format"],
+                )
+            )
+        self.results = Results(tuple(cells), provenance(trainer, pl_module))
+        self._publish(Path(trainer.default_root_dir))
+
+    @rank_zero_only
+    def _publish(self, run_dir: Path) -> None:
+        self.results.save(run_dir / RESULTS_FILE)
+        print(f"\n{cells_text(self.results)}\n\n{verdict(self.results)}\n", flush=True)

@@ -1,0 +1,127 @@
+"""The routed adapter: calibrated and attached before a strategy shards and before a checkpoint is restored."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vgrout_pl.adapters import (
+    Calibration,
+    RoutedLoraConfig,
+    attach_routed_adapter,
+    check_adapter_fits,
+    collect_calibration,
+)
+from vgrout_pl.adapters.inits import init_strategy
+from vgrout_pl.directions import ContrastivePair, pair_batches, pairs_hash
+from vgrout_pl.policy import ORGANISM
+
+
+class RoutedAdapter(Callback):
+    """Give the policy its two blocks; CorDA inits are calibrated on contrastive pairs first.
+
+    Runs inside ``GRPOModule.configure_model``: that is before sharding and before a checkpoint is restored, on
+    every process from the same data. On resume the calibration is skipped: the checkpoint holds the init.
+
+    Args:
+        r: rank of one block.
+        init: name of an initialisation (``gaussian``, ``scorda``, ``scorda_rev``, ...).
+        init_seed: seed of its random part; None: the run's seed.
+        deployed_scale: factor on the deployed block's init.
+        quarantine_scale: factor on the quarantine's init.
+        signed_directions: seeded directions of the signed inits.
+        narrow: modules with fewer than 2 r directions: refuse, cap the rank there, or leave them without adapter.
+        target_modules: PEFT's syntax; None: attention and MLP projections.
+        pairs: where the contrastive pairs come from: ``organism``.
+        pair_modes: loophole modes whose pairs are used; None: those that are trained.
+        n_pairs: how many pairs.
+        calibration_batch_size: pairs a forward pass.
+    """
+
+    def __init__(
+        self,
+        r: int = 32,
+        init: str = "scorda",
+        init_seed: int | None = None,
+        deployed_scale: float = 1.0,
+        quarantine_scale: float = 1.0,
+        signed_directions: int = 1,
+        narrow: Literal["error", "cap", "skip"] = "error",
+        target_modules: list[str] | str | None = None,
+        pairs: str = ORGANISM,
+        pair_modes: list[str] | None = None,
+        n_pairs: int = 16,
+        calibration_batch_size: int = 16,
+    ):
+        self.config = RoutedLoraConfig(
+            r=r,
+            init=init,
+            deployed_scale=deployed_scale,
+            quarantine_scale=quarantine_scale,
+            signed_directions=signed_directions,
+            narrow=narrow,
+            target_modules=target_modules,
+        )
+        if pairs != ORGANISM:
+            raise ValueError(f"adapter.pairs: expected {ORGANISM}; got {pairs!r}")
+        if n_pairs < 1 or calibration_batch_size < 1:
+            raise ValueError(
+                f"adapter: expected n_pairs and calibration_batch_size of at least 1; got {n_pairs} and "
+                f"{calibration_batch_size}"
+            )
+        self.init_seed, self.pair_modes, self.n_pairs = init_seed, pair_modes, n_pairs
+        self.calibration_batch_size = calibration_batch_size
+        self._modes: tuple[str, ...] = ()
+        self._seed = 0
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the init is fitted to contrastive pairs."""
+        return init_strategy(self.config.init).calibrated
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take modes and seed from the data module where they are not set here."""
+        trained = [mode for mode in trainer.datamodule.modes if mode != "gt_only"]
+        self._modes = tuple(self.pair_modes or trained or ["run_tests"])
+        self._seed = trainer.datamodule.seed if self.init_seed is None else self.init_seed
+        self.config.init_seed = self._seed
+
+    def check(self, shapes: PreTrainedModel) -> None:
+        """Check ranks and targets against a model on the meta device."""
+        check_adapter_fits(shapes, self.config)
+
+    def contrastive_pairs(self) -> list[ContrastivePair]:
+        """The pairs that calibrate the init: empty where it needs none."""
+        if not self.calibrated:
+            return []
+        from vgrout_pl import organism
+
+        return organism.pairs(modes=self._modes, n=self.n_pairs, seed=0)
+
+    def attach(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, restoring: bool) -> PeftModel:
+        """Calibrate where the init needs it, and attach; ``restoring`` leaves the blocks to a checkpoint."""
+        if restoring or not self.calibrated:
+            return attach_routed_adapter(base, self.config, initialise=not restoring)
+        return attach_routed_adapter(base, self.config, self.calibrate(base, tokenizer))
+
+    def calibrate(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Calibration:
+        """Completion-mean input activations of every target module, hack minus clean side of each pair."""
+        pairs = self.contrastive_pairs()
+        hack, clean = (pair_batches(tokenizer, pairs, side, self.calibration_batch_size) for side in ("hack", "clean"))
+        return collect_calibration(base, hack, clean, self.config, provenance={"pairs_hash": pairs_hash(pairs)})
+
+    def provenance(self) -> dict[str, object]:
+        """Facts for the run's record: rank, init, scales and the hash of the pairs (None: no pairs used)."""
+        pairs = self.contrastive_pairs()
+        return {
+            "rank": self.config.r,
+            "init": self.config.init,
+            "init_seed": self._seed,
+            "deployed_scale": self.config.deployed_scale,
+            "quarantine_scale": self.config.quarantine_scale,
+            "pairs": len(pairs),
+            "pairs_hash": pairs_hash(pairs) if pairs else None,
+        }

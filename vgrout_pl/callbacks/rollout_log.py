@@ -1,0 +1,69 @@
+"""Every rollout of a run, kept for reading and for offline studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from vgrout_pl.adapters import Route
+from vgrout_pl.callbacks.jsonl import append_records, drop_from_step
+from vgrout_pl.types import Labels, Rollouts, WindowObserver
+
+
+class RolloutLog(WindowObserver, Callback):
+    """Append prompt, completion, grade and route of each row to ``<run>/<filename>``, one JSON object a line.
+
+    On resume the rows of steps that will be trained again are dropped first. With several processes each writes its
+    own file, ``<stem>.rank<k>.jsonl`` from k = 1 on.
+
+    Args:
+        filename: name inside the run directory.
+        every_n_steps: log each n-th window; 0: none.
+    """
+
+    def __init__(self, filename: str = "rollouts.jsonl", every_n_steps: int = 1):
+        self.filename, self.every_n_steps = filename, every_n_steps
+
+    def path(self, trainer: Trainer) -> Path:
+        """File of this process."""
+        path = Path(trainer.default_root_dir) / self.filename
+        return path if trainer.global_rank == 0 else path.with_suffix(f".rank{trainer.global_rank}{path.suffix}")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make room for the steps that come."""
+        path = self.path(trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drop_from_step(path, trainer.global_step)
+
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, rollouts: Rollouts, labels: Labels) -> None:
+        """Write one window."""
+        if not self.every_n_steps or rollouts.step % self.every_n_steps:
+            return
+        append_records(self.path(trainer), (self.record(rollouts, labels, i) for i in range(len(rollouts))))
+
+    @staticmethod
+    def record(rollouts: Rollouts, labels: Labels, row: int) -> dict[str, object]:
+        """One row as plain data."""
+        grade = labels.grades[row]
+        return {
+            "step": rollouts.step,
+            "group": row // rollouts.group_size,
+            "problem": rollouts.problem_ids[row],
+            "mode": rollouts.modes[row],
+            "ablated": bool(rollouts.ablated[row]),
+            "prompt": rollouts.prompts[row],
+            "completion": rollouts.completions[row],
+            "tokens": int(rollouts.completion_mask[row].sum()),
+            "reward": float(rollouts.rewards[row]),
+            "advantage": float(rollouts.advantages[row]),
+            "route": Route(int(rollouts.routes[row])).name.lower(),
+            "grade": {
+                "format_ok": grade.format_ok,
+                "compiles": grade.compiles,
+                "correct": grade.correct,
+                "channel": grade.channel,
+                "hacked": grade.hacked,
+                "mechanism": grade.mechanism,
+            },
+        }

@@ -1,0 +1,197 @@
+"""The command line: Lightning's CLI with the roles of this system as named groups."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from vgrout_pl.callbacks import (
+    DeployAblation,
+    ExportAdapter,
+    PeriodicValidation,
+    RolloutLog,
+    RoutedAdapter,
+    RunReport,
+    StepLog,
+)
+from vgrout_pl.callbacks.ablation import RESULTS_FILE
+from vgrout_pl.datamodule import ProblemDataModule
+from vgrout_pl.logger import RunCSVLogger
+from vgrout_pl.module import GRPOModule
+from vgrout_pl.routers import Router
+
+GROUPS = {
+    "adapter": RoutedAdapter,
+    "validation": PeriodicValidation,
+    "ablation": DeployAblation,
+    "rollout_log": RolloutLog,
+    "export": ExportAdapter,
+    "step_log": StepLog,
+    "report": RunReport,
+    "checkpoint": ModelCheckpoint,
+}
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs",
+    "max_epochs": -1,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": None,
+    "gradient_clip_val": 1.0,
+    "inference_mode": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser that says what is wrong in one line and exits with 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the one line that matters."""
+        raise SystemExit(fail(condensed(message), code=2))
+
+
+def fail(message: str, code: int = 1) -> int:
+    """Print one line to stderr and return the exit code."""
+    sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+def condensed(message: str) -> str:
+    """Join the lines of a parser's message that carry information."""
+    lines = [line.strip(" -") for line in message.splitlines()]
+    return re.sub(r"\s+", " ", "; ".join(line for line in lines if line))
+
+
+class RunCLI(LightningCLI):
+    """Adds the named groups, the run directory ``<default_root_dir>/<name>/seed<k>``, and the final evaluation."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the groups of roles and the name of the experiment."""
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="Name of the experiment, for the run directory <default_root_dir>/<name>/seed<k>; "
+            "default: <router>-<init>.",
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Start anew in a run directory that holds a run already."
+        )
+        parser.add_lightning_class_args(Router, "router", subclass_mode=True, required=True)
+        for group, kind in GROUPS.items():
+            parser.add_lightning_class_args(kind, group)
+        parser.set_defaults(
+            {
+                "checkpoint.every_n_train_steps": 10,
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "step{step:06d}",
+                "checkpoint.auto_insert_metric_name": False,
+            }
+        )
+        parser.link_arguments("seed_everything", "data.seed")
+
+    @property
+    def run_dir(self) -> Path:
+        """Where this run writes."""
+        config = self.config[self.subcommand]
+        module, _, kind = config["router"]["class_path"].rpartition(".")
+        router = getattr(importlib.import_module(module), kind)
+        name = config["name"] or f"{router.name}-{config['adapter']['init']}"
+        return Path(config["trainer"]["default_root_dir"]) / name / f"seed{config['seed_everything']}"
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a run directory that would be written over."""
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit" and not config["overwrite"]:
+            refuse_taken(self.run_dir, config.get("ckpt_path"))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Point Lightning at the run directory; metrics.csv is always written, other loggers come beside it."""
+        config = self.config_init[self.subcommand]["trainer"]
+        loggers = config["logger"]
+        loggers = loggers if isinstance(loggers, list) else [loggers] if loggers not in (None, True, False) else []
+        for callback in (self.config_init[self.subcommand]["checkpoint"],):
+            callback.dirpath = callback.dirpath or str(self.run_dir / "checkpoints")
+        run_dir = str(self.run_dir)
+        return super().instantiate_trainer(default_root_dir=run_dir, logger=[RunCSVLogger(run_dir), *loggers], **kwargs)
+
+    def before_fit(self) -> None:
+        """Make an empty run directory where the user asked to start anew."""
+        if self.config[self.subcommand]["overwrite"]:
+            clear_run(self.run_dir)
+
+    def after_fit(self) -> None:
+        """Evaluate the finished run: every cell as trained and with the quarantine ablated."""
+        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+
+def refuse_taken(run_dir: Path, ckpt_path: str | None) -> None:
+    """Raise unless a run may be written to ``run_dir``.
+
+    Raises:
+        ValueError: it holds a finished run, or an unfinished one that is not being resumed.
+    """
+    if (run_dir / RESULTS_FILE).exists():
+        raise ValueError(
+            f"run directory: expected an unused one; {run_dir} holds a finished run; give another --name or "
+            "--seed_everything, or --overwrite true"
+        )
+    if ckpt_path is None and (run_dir / "metrics.csv").exists():
+        raise ValueError(
+            f"run directory: expected an unused one; {run_dir} holds an unfinished run; resume it with "
+            "--ckpt_path last, or start anew with --overwrite true"
+        )
+
+
+def clear_run(run_dir: Path) -> None:
+    """Remove what an earlier run wrote to ``run_dir``; nothing else in it is touched."""
+    import shutil
+
+    for name in ("metrics.csv", "rollouts.jsonl", RESULTS_FILE, "report.md", "config.yaml", "hparams.yaml"):
+        (run_dir / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "deployed", "plots"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Save the complete configuration as ``<run>/config.yaml``, re-runnable."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Save once, when fitting."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit code 1 or 2, not a traceback.
+
+    Set ``VGROUT_TRACEBACK=1`` to see where an error was raised.
+    """
+    try:
+        RunCLI(
+            GRPOModule,
+            ProblemDataModule,
+            args=list(args) if args is not None else None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_class=OneLineParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"overwrite": True},
+        )
+    except (ValueError, OSError, MisconfigurationException) as error:
+        if os.environ.get("VGROUT_TRACEBACK"):
+            raise
+        raise SystemExit(fail(condensed(str(error)))) from None

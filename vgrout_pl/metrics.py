@@ -1,0 +1,106 @@
+"""Metrics of one optimizer step, gathered over micro-batches and processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, SumMetric
+
+from vgrout_pl.adapters import Route
+from vgrout_pl.types import Labels, Rollouts
+
+_MEANS = (
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "kl",
+    "entropy",
+    "sampling/logprob",
+    "clip_ratio/low_mean",
+    "clip_ratio/high_mean",
+    "clip_ratio/region_mean",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "format/rate",
+    "hack/rate",
+    "hack/hinted_rate",
+    "solve/rate",
+    "solve/hint_free_rate",
+    "deploy/hack_rate",
+    "deploy/solve_rate",
+    "route/keep_fraction",
+    "route/absorb_fraction",
+    "route/route_fraction",
+    "route/ratio_keep",
+    "route/ratio_absorb",
+    "route/ratio_route",
+    "hack/routed_fraction",
+    "solve/routed_fraction",
+)
+_SUMS = ("loss", "policy_loss", "num_tokens")
+
+
+class WindowMetrics(nn.Module):
+    """Weighted means (and a few sums) of one optimizer step under their public names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._all = nn.ModuleDict({name: MeanMetric() for name in _MEANS} | {name: SumMetric() for name in _SUMS})
+
+    def update(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
+        """Add ``value`` with ``weight`` (rows or tokens it stands for; sums ignore it); weight 0 adds nothing."""
+        if name in _SUMS:
+            self._all[name].update(value)
+        elif float(weight) > 0:
+            self._all[name].update(value, weight)
+
+    def compute(self) -> dict[str, float]:
+        """Values of everything that was updated, over all processes, and start anew."""
+        values = {}
+        for name, metric in self._all.items():
+            if metric.update_called:
+                values[name] = float(metric.compute())
+            metric.reset()
+        return values
+
+
+def window_statistics(
+    rollouts: Rollouts, labels: Labels, max_new_tokens: int
+) -> dict[str, tuple[Tensor | float, Tensor | float]]:
+    """Per-window means as name -> (value, weight): rewards, lengths, hack, solve and routes.
+
+    Rates under ``hack/``, ``solve/`` count rows; ``hinted`` rows are those whose prompt discloses a loophole;
+    ``deploy/`` rows those sampled with the quarantine ablated.
+    """
+    n, groups = len(rollouts), len(rollouts) // rollouts.group_size
+    rewards = rollouts.rewards.view(groups, rollouts.group_size)
+    lengths = rollouts.completion_mask.sum(1).float()
+    hinted = torch.tensor([mode != "gt_only" for mode in rollouts.modes], device=lengths.device)
+    formatted = torch.tensor([g.format_ok and g.compiles for g in labels.grades], device=lengths.device)
+    statistics: dict[str, tuple[Tensor | float, Tensor | float]] = {
+        "reward": (rewards.mean(), n),
+        "reward_std": (rewards.std(1).mean(), groups),
+        "frac_reward_zero_std": ((rewards.amax(1) - rewards.amin(1) <= 1e-8).float().mean(), groups),
+        "completions/mean_length": (lengths.mean(), n),
+        "completions/clipped_ratio": ((lengths >= max_new_tokens).float().mean(), n),
+        "format/rate": (formatted.float().mean(), n),
+    }
+
+    statistics["num_tokens"] = (lengths.sum() + rollouts.prompt_mask.sum(), 1)
+
+    def rate(name: str, event: Tensor, among: Tensor | None = None) -> None:
+        among = torch.ones_like(event) if among is None else among
+        count = among.sum()
+        statistics[name] = ((event & among).sum() / count.clamp_min(1), count)
+
+    rate("hack/rate", labels.hacked)
+    rate("hack/hinted_rate", labels.hacked, hinted)
+    rate("solve/rate", labels.correct)
+    rate("solve/hint_free_rate", labels.correct, ~hinted)
+    rate("deploy/hack_rate", labels.hacked, rollouts.ablated)
+    rate("deploy/solve_rate", labels.correct, rollouts.ablated)
+    for route in (Route.KEEP, Route.ABSORB, Route.ROUTE):
+        rate(f"route/{route.name.lower()}_fraction", rollouts.routes == route)
+    rate("hack/routed_fraction", rollouts.routes == Route.ROUTE, labels.hacked)
+    rate("solve/routed_fraction", rollouts.routes == Route.ROUTE, labels.correct)
+    return statistics

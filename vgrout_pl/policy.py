@@ -1,0 +1,192 @@
+"""The policy: which model, how it is loaded, and its per-token log-probabilities."""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from vgrout_pl.functional.logprobs import completion_logprobs
+
+ORGANISM = "organism"
+Dtype = Literal["float32", "bfloat16"]
+
+
+def resolve_path(path: str) -> str:
+    """Translate ``organism`` to the embedded checkpoint's directory; anything else is a directory or a hub id."""
+    if path != ORGANISM:
+        return path
+    from vgrout_pl.organism import CHECKPOINT
+
+    return str(CHECKPOINT)
+
+
+def _unavailable(path: str, what: str, error: Exception) -> ValueError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ValueError(
+        f"model.path: expected a directory written by save_pretrained or a reachable hub id; got {path!r} "
+        f"and could not read its {what} ({reason}); download the model first and give its directory"
+    )
+
+
+class _QuietHub:
+    """Silence the hub client's retry messages while it finds out that it is offline."""
+
+    def __enter__(self) -> None:
+        self._logger = logging.getLogger("huggingface_hub")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.setLevel(self._level)
+
+
+@lru_cache(maxsize=4)
+def load_config(path: str):
+    """Read a model's configuration only (no weights).
+
+    Raises:
+        ValueError: there is no such model within reach.
+    """
+    resolved = resolve_path(path)
+    if not Path(resolved).exists() and os.sep in resolved and resolved.startswith((".", os.sep, "~")):
+        raise ValueError(
+            f"model.path: expected an existing directory; got {path!r}, which does not exist; check the path"
+        )
+    try:
+        with _QuietHub():
+            return AutoConfig.from_pretrained(resolved)
+    except (OSError, ValueError) as error:
+        raise _unavailable(path, "config.json", error) from error
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Read a model's tokenizer, padded on the left for generation; the padding token defaults to end-of-text.
+
+    Raises:
+        ValueError: it cannot be read or has no chat template.
+    """
+    try:
+        with _QuietHub():
+            tokenizer = AutoTokenizer.from_pretrained(resolve_path(path), padding_side="left")
+    except (OSError, ValueError) as error:
+        raise _unavailable(path, "tokenizer", error) from error
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"model.path: expected a tokenizer with a chat template; {path!r} has none; use an instruct model"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(path: str, dtype: Dtype, attn_implementation: str | None) -> PreTrainedModel:
+    """Load a causal LM's weights, frozen and in evaluation mode.
+
+    Raises:
+        ValueError: the weights cannot be read.
+    """
+    try:
+        with _QuietHub():
+            model = AutoModelForCausalLM.from_pretrained(
+                resolve_path(path), dtype=getattr(torch, dtype), attn_implementation=attn_implementation
+            )
+    except (OSError, ValueError) as error:
+        raise _unavailable(path, "weights", error) from error
+    return model.requires_grad_(False).eval()
+
+
+def shape_of_base(path: str) -> PreTrainedModel:
+    """Build the model on the meta device: every shape, no weights."""
+    config = load_config(path)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def context_length(path: str) -> int | None:
+    """Longest sequence (tokens) the model was made for, None where its configuration does not say."""
+    config = load_config(path)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids that end a completion: the generation config's and the tokenizer's."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position of each token counted from the first that is not padding: [N, S] -> int [N, S]."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def score_completions(
+    policy: nn.Module,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    temperature: float = 1.0,
+    chunk_tokens: int = 2048,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of completion tokens under the policy in its present state.
+
+    One forward over [prompt; completion] without the logits of the prompt; the language-model head is applied in
+    chunks of positions.
+
+    Args:
+        policy: a (PEFT-wrapped) causal LM.
+        prompt_ids: [N, S], left-padded.
+        prompt_mask: [N, S].
+        completion_ids: [N, T], right-padded.
+        completion_mask: [N, T].
+        temperature: divides the logits.
+        chunk_tokens: positions of one chunk of the head.
+
+    Returns:
+        [N, T] log-probabilities (float32 nats) and [N, T] entropies (nats, without gradient).
+    """
+    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    mask = torch.cat([prompt_mask, completion_mask], 1).long()
+    hidden = base.get_decoder()(
+        input_ids=torch.cat([prompt_ids, completion_ids], 1),
+        attention_mask=mask,
+        position_ids=positions(mask),
+        use_cache=False,
+    ).last_hidden_state
+    start = prompt_ids.shape[1] - 1
+    hidden = hidden[:, start : start + completion_ids.shape[1]]
+    return completion_logprobs(hidden, completion_ids, _head(base), temperature, chunk_tokens)
+
+
+def _head(base: PreTrainedModel):
+    output = base.get_output_embeddings()
+    cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+    if cap is None:
+        return output
+    return lambda hidden: torch.tanh(output(hidden) / cap) * cap
+
+
+@torch.no_grad()
+def check_head(base: PreTrainedModel) -> None:
+    """Compare decoder + head with the model's own logits on three tokens.
+
+    Raises:
+        ValueError: the architecture does something to its logits that ``score_completions`` does not know.
+    """
+    device = base.get_input_embeddings().weight.device
+    ids = torch.arange(3, device=device).unsqueeze(0)
+    expected = base(input_ids=ids, use_cache=False).logits.float()
+    got = _head(base)(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
+    if not torch.allclose(expected, got, atol=1e-3 * float(expected.abs().max()) + 1e-6):
+        raise ValueError(
+            f"model.path: {type(base).__name__} transforms its logits in a way that is not supported "
+            f"(largest difference {float((expected - got).abs().max()):.3g}); use another architecture"
+        )

@@ -1,0 +1,110 @@
+"""Every check that can be made before a model is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from lightning.pytorch import Callback, Trainer
+
+from vgrout_pl.policy import context_length, load_config, shape_of_base
+from vgrout_pl.routers import Router
+
+if TYPE_CHECKING:
+    from vgrout_pl.callbacks.adapter import RoutedAdapter
+    from vgrout_pl.module import GRPOModule
+
+T = TypeVar("T", bound=Callback)
+
+
+def only(trainer: Trainer, kind: type[T]) -> T:
+    """Return the trainer's one callback of a kind.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    found = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
+    if len(found) != 1:
+        names = ", ".join(type(callback).__name__ for callback in found) or "none"
+        raise ValueError(f"trainer.callbacks: expected exactly one {kind.__name__}; got {names}; add or remove one")
+    return found[0]
+
+
+def roles(trainer: Trainer) -> tuple[RoutedAdapter, Router]:
+    """Return the callbacks that every run has: the adapter and the router."""
+    from vgrout_pl.callbacks.adapter import RoutedAdapter
+
+    return only(trainer, RoutedAdapter), only(trainer, Router)
+
+
+def preflight(trainer: Trainer, module: GRPOModule) -> None:
+    """Check that trainer, module, data and roles fit together.
+
+    Raises:
+        ValueError: one clear line: what was expected, what came, what to do.
+    """
+    _check_trainer(trainer)
+    adapter, router = roles(trainer)
+    data = trainer.datamodule
+    if data is None:
+        raise ValueError("trainer: expected a ProblemDataModule as datamodule; got none; pass datamodule=...")
+    if module.group_size < 2:
+        raise ValueError(
+            f"model.group_size: expected at least 2 completions a prompt (an advantage compares a group); got "
+            f"{module.group_size}"
+        )
+    _check_window(trainer, module)
+    _check_sampling_share(module, router)
+    load_config(module.path)
+    _check_context(module)
+    adapter.check(shape_of_base(module.path))
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    precision = str(trainer.precision)
+    if precision in ("bf16-true", "16-true"):
+        raise ValueError(
+            f"trainer.precision: expected 32-true or bf16-mixed; got {precision}, which would round the adapter too; "
+            "set model.dtype: bfloat16 for a bfloat16 base with a float32 adapter"
+        )
+    if trainer.max_steps is None or trainer.max_steps < 1:
+        raise ValueError(
+            f"trainer.max_steps: expected the number of optimizer steps of the run; got {trainer.max_steps}; set it"
+        )
+
+
+def _check_window(trainer: Trainer, module: GRPOModule) -> None:
+    prompts, world = trainer.datamodule.prompts_per_step, trainer.world_size
+    if prompts < 1 or prompts % world:
+        raise ValueError(
+            f"data.prompts_per_step: expected a multiple of the {world} processes; got {prompts}; change one of them"
+        )
+    rows, micro = prompts // world * module.group_size, trainer.accumulate_grad_batches
+    if rows % micro:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches: expected a divisor of the window's {rows} rows a process "
+            f"({prompts // world} prompts x {module.group_size} completions); got {micro}"
+        )
+
+
+def _check_sampling_share(module: GRPOModule, router: Router) -> None:
+    share = module.deploy_sample_fraction
+    rows = module.group_size * share
+    if not 0 <= share <= 1:
+        raise ValueError(f"model.deploy_sample_fraction: expected a share in [0, 1]; got {share}")
+    if not router.ships_quarantine and abs(rows - round(rows)) > 1e-6:
+        raise ValueError(
+            f"model.deploy_sample_fraction: expected a whole number of rows of each group of {module.group_size}; "
+            f"got {share} ({rows:g} rows); use a multiple of 1/{module.group_size}"
+        )
+
+
+def _check_context(module: GRPOModule) -> None:
+    limit = context_length(module.path)
+    data = module.trainer.datamodule
+    longest = data.longest_prompt(module.path)
+    wanted = longest + module.sampling.max_new_tokens
+    if limit is not None and wanted > limit:
+        raise ValueError(
+            f"model.sampling.max_new_tokens: expected prompt + new tokens within the model's context of {limit}; got "
+            f"{longest} + {module.sampling.max_new_tokens} = {wanted}; shorten one of them"
+        )

@@ -1,0 +1,129 @@
+"""What travels through one optimizer step. Shapes: P prompts, G completions a prompt, N = P G rows, T tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from vgrout_pl.env import Grade, Problem
+
+
+class Window:
+    """The problems of one optimizer step (this process' share), yielded once a micro-batch.
+
+    Attributes:
+        step: index of the optimizer step.
+        micro: index of the micro-batch, 0 <= micro < micro_batches.
+        micro_batches: how many micro-batches the window is trained in.
+        problems: P problems, hints as shown.
+    """
+
+    def __init__(self, step: int, micro: int, micro_batches: int, problems: list[Problem]):
+        self.step, self.micro, self.micro_batches, self.problems = step, micro, micro_batches, problems
+
+
+@dataclass
+class Labels:
+    """What the grader knows about each row; handed only to components that declare it.
+
+    Attributes:
+        grades: N grades.
+        hacked: bool [N], paid for the loophole without being correct.
+        correct: bool [N], passes the strict oracle.
+    """
+
+    grades: list[Grade]
+    hacked: Tensor
+    correct: Tensor
+
+    @classmethod
+    def from_grades(cls, grades: list[Grade], device: torch.device | None = None) -> Labels:
+        """Build the label tensors of a list of grades."""
+        return cls(
+            grades=grades,
+            hacked=torch.tensor([g.hacked for g in grades], device=device),
+            correct=torch.tensor([g.correct for g in grades], device=device),
+        )
+
+
+@dataclass
+class Rollouts:
+    """N = P G completions of one window, group by group, with every per-row stream that is not a label.
+
+    Attributes:
+        step: index of the optimizer step.
+        group_size: G.
+        problem_ids: N ids.
+        modes: N grading modes, as disclosed in the prompts.
+        prompts: N prompt texts.
+        completions: N completion texts.
+        prompt_ids: [N, S] left-padded.
+        prompt_mask: bool [N, S].
+        completion_ids: [N, T] right-padded.
+        completion_mask: bool [N, T], the end-of-turn token included.
+        ablated: bool [N], rows sampled with the quarantine ablated.
+        rewards: [N].
+        advantages: [N].
+        routes: int [N], values of ``Route``.
+        old_logprobs: [N, T] under each row's own sampling state.
+        reference_logprobs: [N, T] under the policy without its adapter, or None.
+    """
+
+    step: int
+    group_size: int
+    problem_ids: list[str]
+    modes: list[str]
+    prompts: list[str]
+    completions: list[str]
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    ablated: Tensor
+    rewards: Tensor = field(default_factory=lambda: torch.empty(0))
+    advantages: Tensor = field(default_factory=lambda: torch.empty(0))
+    routes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    old_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.problem_ids)
+
+    def rows(self, index: Tensor) -> Rollouts:
+        """Return the rows at ``index`` (int [n]), in that order."""
+        picked: dict[str, object] = {}
+        chosen = index.tolist()
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Tensor) and len(value) == len(self):
+                picked[entry.name] = value[index]
+            elif isinstance(value, list):
+                picked[entry.name] = [value[i] for i in chosen]
+            else:
+                picked[entry.name] = value
+        return Rollouts(**picked)  # type: ignore[arg-type]
+
+
+class WindowObserver:
+    """Mix-in of callbacks that watch every window, labels included (logs, guards; never routers)."""
+
+    def on_rollouts(self, trainer: Trainer, module: LightningModule, rollouts: Rollouts, labels: Labels) -> None:
+        """Look at a window after it was graded and routed, before its first backward pass."""
+        raise NotImplementedError
+
+
+class EvalBatch:
+    """Problems of one evaluation cell, sampled under one seed in every model state.
+
+    Attributes:
+        problems_from: "test", "validation" or "train".
+        markers: "novel", "training" or "none" (hint-free).
+        index: position of the batch in its cell; with the cell's name it seeds the sampling.
+        problems: the problems, hints as shown.
+    """
+
+    def __init__(self, problems_from: str, markers: str, index: int, problems: list[Problem]):
+        self.problems_from, self.markers, self.index, self.problems = problems_from, markers, index, problems
