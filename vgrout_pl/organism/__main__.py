@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     warm.add_argument("--steps", type=int, default=Recipe.steps, help="optimizer steps")
     warm.add_argument("--seed", type=int, default=Recipe.seed, help="seed of the corpus and of the initial weights")
     warm.add_argument("--threads", type=int, default=1, help="torch threads; more than one is rarely faster")
+    warm.add_argument("--problems", type=int, default=SPLIT_SIZES["validation"], help="problems for the card's figures")
     warm.set_defaults(run=run_warm_start)
 
     judge = commands.add_parser(
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     judge.add_argument("--path", type=Path, default=CHECKPOINT, help="checkpoint directory")
     judge.add_argument("--split", choices=list(SPLIT_SIZES), default="validation", help="problems to answer")
+    judge.add_argument("--problems", type=int, default=None, help="how many of them (default: the split's usual size)")
     judge.add_argument("--repeats", type=int, default=2, help="answers a problem")
     judge.add_argument("--seed", type=int, default=0, help="seed of the sampling")
     judge.add_argument("--threads", type=int, default=1, help="torch threads")
@@ -63,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run_warm_start(options: argparse.Namespace) -> None:
     """Train, save, evaluate what was saved, and write the card."""
     recipe = Recipe(steps=options.steps, seed=options.seed)
+    require_positive("problems", options.problems)
     out: Path = options.out
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"expected --out to name a new or empty directory; {str(out)!r} is neither")
@@ -78,26 +81,25 @@ def run_warm_start(options: argparse.Namespace) -> None:
     save_checkpoint(model, tokenizer, out)
     print(f"trained in {time.process_time() - start:.0f} CPU seconds; checkpoint in {out}")
     model, tokenizer = load_checkpoint(out)
-    figures = evaluate(model, tokenizer)
+    figures = evaluate(model, tokenizer, n=options.problems)
     write_card(out, recipe, sum(p.numel() for p in model.parameters()), figures)
     print(format_figures(figures))
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """Print the figures of a checkpoint."""
-    if options.repeats < 1:
-        raise ValueError(f"expected --repeats of at least 1; got {options.repeats}")
+    require_positive("repeats", options.repeats)
+    require_positive("problems", options.problems)
     set_threads(options.threads)
     from vgrout_pl.organism.evaluate import evaluate, format_figures, load_checkpoint
 
     model, tokenizer = load_checkpoint(options.path)
-    print(format_figures(evaluate(model, tokenizer, options.split, options.repeats, options.seed)))
+    print(format_figures(evaluate(model, tokenizer, options.split, options.problems, options.repeats, options.seed)))
 
 
 def run_problems(options: argparse.Namespace) -> None:
     """Print problems with their tests and canonical solutions."""
-    if options.n < 1:
-        raise ValueError(f"expected --n of at least 1; got {options.n}")
+    require_positive("n", options.n)
     for problem in problems(options.split, options.mode, options.n, options.seed):
         print(f"## {problem.id} ({problem.mode})")
         for message in problem.messages:
@@ -106,10 +108,15 @@ def run_problems(options: argparse.Namespace) -> None:
         print("\n".join(problem.tests), end="\n\n")
 
 
+def require_positive(option: str, value: int | None) -> None:
+    """Refuse a count below 1 by the name of its option."""
+    if value is not None and value < 1:
+        raise ValueError(f"expected --{option} of at least 1; got {value}")
+
+
 def set_threads(n: int) -> None:
     """Set the number of torch threads."""
-    if n < 1:
-        raise ValueError(f"expected --threads of at least 1; got {n}")
+    require_positive("threads", n)
     import torch
 
     torch.set_num_threads(n)

@@ -79,13 +79,25 @@ def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     split: str = "validation",
+    n: int | None = None,
     repeats: int = 2,
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Figures]:
-    """Figures of a model on a split: per mode, with novel markers, hint-free (``gt_only``), and greedy hint-free."""
-    cells = [(name, batch, 1.0, repeats) for name, batch in conditions(problems(split)).items()]
-    cells.append(("gt_only, greedy", [problem.with_mode("gt_only") for problem in problems(split)], 0.0, 1))
+    """Figures of a model on a split: per mode, with novel markers, hint-free (``gt_only``), and greedy hint-free.
+
+    Args:
+        model: the policy.
+        tokenizer: its tokenizer.
+        split: which problems of the organism.
+        n: how many of them, None for the usual size of the split.
+        repeats: answers a problem at temperature 1; greedy decoding gives one.
+        seed: of the sampling.
+        progress: whether to show a progress bar.
+    """
+    made = conditions(problems(split, n=n))
+    cells = [(name, batch, 1.0, repeats) for name, batch in made.items()]
+    cells.append(("gt_only, greedy", made["gt_only"], 0.0, 1))
     figures = {}
     with Grader() as grader, tqdm(cells, desc="evaluate", unit="mode", disable=not progress) as bar:
         for name, batch, temperature, rounds in bar:
