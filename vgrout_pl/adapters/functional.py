@@ -33,18 +33,17 @@ def stack_blocks(
     return left.to(dtype), right.to(dtype)
 
 
-def add_update(base: Tensor, x: Tensor, left: Tensor, right: Tensor, mask: Tensor | None) -> Tensor:
-    """``base + (x @ left.T * mask) @ right.T`` for base [rows, T, d_out], x [rows, T, d_in], mask [rows, 1, k]."""
-    bottleneck = _bottleneck(x, left, mask)
-    return torch.addmm(_flat(base), bottleneck, right.t()).view(base.shape)
+def add_update(base: Tensor, x: Tensor, left_t: Tensor, right_t: Tensor, mask: Tensor | None) -> Tensor:
+    """``base + (x @ left_t * mask) @ right_t`` for base [rows, T, d_out], x [rows, T, d_in], mask [rows, 1, k]."""
+    return torch.addmm(_flat(base), _bottleneck(x, left_t, mask), right_t).view(base.shape)
 
 
 def _flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def _bottleneck(x: Tensor, left: Tensor, mask: Tensor | None) -> Tensor:
-    out = _flat(x) @ left.t()
+def _bottleneck(x: Tensor, left_t: Tensor, mask: Tensor | None) -> Tensor:
+    out = _flat(x) @ left_t
     return out if mask is None else _masked(out, mask)
 
 
@@ -81,7 +80,7 @@ class RoutedUpdate(torch.autograd.Function):
         """Return base plus the update; keeps x and the bottleneck for the backward."""
         ctx.x_dtype = x.dtype
         x = x.to(left.dtype)
-        bottleneck = _bottleneck(x, left, forward_mask)
+        bottleneck = _bottleneck(x, left.t(), forward_mask)
         live = bottleneck[:, : bottleneck.shape[1] // 2]
         ctx.save_for_backward(x, live, left, right, gradient_mask)
         ctx.scaling, ctx.used = scaling, used

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,32 @@ from vgrout_pl.adapters.functional import RoutedUpdate, add_update, stack_blocks
 from vgrout_pl.adapters.state import BLOCKS, Plan, RouteState
 
 Block = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(slots=True)
+class DecodeStep:
+    """A layer's work for one new position per row, prepared by the multi-position forward before it.
+
+    Valid for the same plan and as long as no tensor it was made from has changed (``versions``).
+    """
+
+    plan: Plan
+    base_layer: Any
+    left_t: Tensor
+    right_t: Tensor
+    mask: Tensor | None
+    sources: list[Tensor]
+    versions: list[int]
+    x_dtype: torch.dtype
+    device_type: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Base output plus update for x [rows, 1, d_in]."""
+        bottleneck = x.reshape(-1, x.shape[2]).mm(self.left_t)
+        if self.mask is not None:
+            bottleneck.mul_(self.mask)
+        base = self.base_layer(x)
+        return torch.addmm(base.view(base.shape[0], -1), bottleneck, self.right_t).view(base.shape)
 
 
 class RoutedLinear(LoraLinear):
@@ -28,7 +55,7 @@ class RoutedLinear(LoraLinear):
         self.route_state = RouteState()
         self.module_name = kwargs.get("target_name", "")
         self.compute_dtype = config.compute_dtype
-        self._decode_cache: tuple[Any, ...] | None = None
+        self._decode_step: DecodeStep | None = None
         super().__init__(base_layer, adapter_name, config=config, **kwargs)
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
@@ -76,14 +103,14 @@ class RoutedLinear(LoraLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Base output plus the update of the blocks in force; x [rows, .., d_in]."""
-        base = self.base_layer(x)
         plan = self.route_state.plan
-        blocks = plan.blocks
-        if plan.merged:
-            if torch.is_grad_enabled():
-                raise ValueError("the adapter is merged: expected torch.no_grad(); leave merged(model) to train")
-            return base
-        if self._disable_adapters or self.merged_adapters or not blocks:
+        step = self._decode_step
+        if step is not None and x.dim() == 3 and x.shape[1] == 1 and step.plan is plan and self._still_valid(step, x):
+            return step(x)
+        base = self.base_layer(x)
+        if plan.merged and torch.is_grad_enabled():
+            raise ValueError("the adapter is merged: expected torch.no_grad(); leave merged(model) to train")
+        if plan.merged or self._disable_adapters or self.merged_adapters or not plan.blocks:
             return base
         if plan.rows is not None and x.shape[0] != plan.rows:
             raise ValueError(
@@ -92,17 +119,48 @@ class RoutedLinear(LoraLinear):
             )
         if torch.is_grad_enabled():
             return self._training_forward(base, x, plan)
-        left, right = self._factors(blocks, x)
-        forward_mask, _ = plan.masks(left.shape[0] // (2 * len(blocks)), left)
-        if left.dtype == base.dtype:
-            return add_update(base, x, left, right, forward_mask)
-        with torch.autocast(x.device.type, enabled=False):
-            return add_update(base.to(left.dtype), x.to(left.dtype), left, right, forward_mask).to(base.dtype)
+        return self._inference_forward(base, x, plan)
+
+    def _still_valid(self, step: DecodeStep, x: Tensor) -> bool:
+        return (
+            (step.mask is None or step.mask.shape[0] == x.shape[0])
+            and step.versions == [t._version for t in step.sources]
+            and step.x_dtype == x.dtype
+            and not (torch.is_grad_enabled() or self._disable_adapters or self.merged_adapters)
+            and not torch.is_autocast_enabled(step.device_type)
+            and not torch.compiler.is_compiling()
+        )
+
+    def _inference_forward(self, base: Tensor, x: Tensor, plan: Plan) -> Tensor:
+        """The update without a graph; prepares the decoding steps that may follow this call."""
+        dtype = self._dtype(x)
+        members = [self.block(name) for name in plan.blocks]
+        kind = x.device.type
+        with torch.autocast(kind, enabled=False):
+            left, right = stack_blocks(members, self.scaling[BLOCKS[0]], dtype)
+            mask, _ = plan.masks(self.r[BLOCKS[0]], left)
+            out = add_update(base.to(dtype), x.to(dtype), left.t(), right.t(), mask).to(base.dtype)
+        plain = x.dtype == base.dtype == dtype and x.dim() == 3 and not torch.is_autocast_enabled(kind)
+        self._decode_step = None
+        if plain and not torch.compiler.is_compiling():
+            sources = [tensor for member in members for tensor in member]
+            self._decode_step = DecodeStep(
+                plan=plan,
+                base_layer=self.base_layer,
+                left_t=left.t().contiguous(),
+                right_t=right.t().contiguous(),
+                mask=None if mask is None else mask.squeeze(1),
+                sources=sources,
+                versions=[tensor._version for tensor in sources],
+                x_dtype=x.dtype,
+                device_type=kind,
+            )
+        return out
 
     def _training_forward(self, base: Tensor, x: Tensor, plan: Plan) -> Tensor:
         dtype = self._dtype(x)
         scaling = self.scaling[BLOCKS[0]]
-        self._decode_cache = None
+        self._decode_step = None
         with torch.autocast(x.device.type, enabled=False):
             with torch.no_grad():
                 left, right = stack_blocks([self.block(name) for name in plan.blocks], scaling, dtype)
@@ -115,21 +173,6 @@ class RoutedLinear(LoraLinear):
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         return dtype if self.compute_dtype == "base" and dtype == torch.bfloat16 else torch.float32
-
-    def _factors(self, blocks: tuple[str, ...], x: Tensor) -> tuple[Tensor, Tensor]:
-        """Stacked factors for inference; only single-position steps (decoding) reuse those of the step before."""
-        dtype = self._dtype(x)
-        cache = self._decode_cache
-        if cache is not None and x.dim() > 1 and x.shape[-2] == 1:
-            left, right, cached_blocks, cached_dtype, tensors, versions = cache
-            if cached_blocks == blocks and cached_dtype == dtype and versions == [t._version for t in tensors]:
-                return left, right
-        members = [self.block(name) for name in blocks]
-        left, right = stack_blocks(members, self.scaling[BLOCKS[0]], dtype)
-        tensors = [tensor for member in members for tensor in member]
-        if not torch.compiler.is_compiling():
-            self._decode_cache = (left, right, blocks, dtype, tensors, [t._version for t in tensors])
-        return left, right
 
     def __repr__(self) -> str:
         return "routed." + super(LoraLinear, self).__repr__()

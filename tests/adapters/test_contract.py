@@ -1,0 +1,1 @@
+"""What every init owes, on every architecture: the contract of the routed adapter."""
