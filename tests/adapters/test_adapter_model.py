@@ -323,7 +323,7 @@ def test_delta_norms_and_the_quarantine_share_are_those_of_the_dense_updates():
     model = attach(perturb=0.1)
     squares = {"deployed": 0.0, "quarantine": 0.0}
     for b in blocks(model):
-        squares[b.block] += float((b.B @ b.A - b.B0 @ b.A0).square().sum())
+        squares[b.block] += (b.B @ b.A - b.B0 @ b.A0).detach().square().sum().item()
     norms = block_delta_norms(model)
     assert norms == pytest.approx({name: value**0.5 for name, value in squares.items()}, rel=1e-4)
     assert quarantine_share({"deployed": 3.0, "quarantine": 1.0}) == 0.25

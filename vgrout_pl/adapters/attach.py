@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraModel, PeftModel, get_peft_model
 from torch import nn
 
 from vgrout_pl.adapters.config import RoutedLoraConfig
@@ -50,7 +50,7 @@ def attach_routed_adapter(
             raise ValueError(
                 f"init {config.init}: expected a calibration; got None; run collect_calibration(model, ..) first"
             )
-        calibration.check_covers({name: model.get_submodule(name).in_features for name in names})
+        calibration.check_covers({name: cast(nn.Linear, model.get_submodule(name)).in_features for name in names})
     resolved = copy.deepcopy(config)
     resolved.target_modules = set(names)  # type: ignore[assignment]
     resolved.exclude_modules = None
@@ -58,19 +58,19 @@ def attach_routed_adapter(
     with torch.random.fork_rng(devices=[]):
         peft_model = get_peft_model(model, resolved, adapter_name=DEPLOYED)
         peft_model.add_adapter(QUARANTINE, copy.deepcopy(resolved))
-    peft_model.base_model.set_adapter(list(BLOCKS))
+    cast(LoraModel, peft_model.base_model).set_adapter(list(BLOCKS))
     state = RouteState()
-    peft_model.route_state = state
+    peft_model.route_state = state  # type: ignore[assignment]
     for name, layer in routed_layers(peft_model):
         layer.route_state = state
         if initialise:
             _initialise(name, layer, config, strategy, calibration)
-    return peft_model
+    return cast(PeftModel, peft_model)
 
 
 @torch.no_grad()
 def _initialise(name: str, layer: RoutedLinear, config: RoutedLoraConfig, strategy: Any, calibration: Any) -> None:
-    weight = layer.get_base_layer().weight
+    weight = layer.base_weight
     request = InitRequest(
         name=name,
         weight=weight.detach().float(),

@@ -75,8 +75,9 @@ def _placed_as(init: Tensor, parameter: Tensor) -> Tensor:
     """``init`` placed as a sharded ``parameter`` is; itself where the parameter is a plain tensor."""
     if not hasattr(parameter, "device_mesh"):
         return init
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    assert isinstance(parameter, DTensor)
     return distribute_tensor(init, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 

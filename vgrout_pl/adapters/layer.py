@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.lora.layer import Linear as LoraLinear
-from torch import Tensor
+from torch import Tensor, nn
 
 from vgrout_pl.adapters.functional import RoutedUpdate, add_update, stack_blocks
 from vgrout_pl.adapters.state import BLOCKS, Plan, RouteState
@@ -51,6 +51,10 @@ class RoutedLinear(LoraLinear):
     ``set_adapter`` and ``merge`` are respected.
     """
 
+    lora_init_A: BufferDict  # noqa: N815
+    lora_init_B: BufferDict  # noqa: N815
+    other_param_names: tuple[str, ...]
+
     def __init__(self, base_layer: Any, adapter_name: str, config: Any, **kwargs: Any) -> None:
         self.route_state = RouteState()
         self.module_name = kwargs.get("target_name", "")
@@ -71,7 +75,7 @@ class RoutedLinear(LoraLinear):
             if not hasattr(self, name):
                 setattr(self, name, BufferDict({}, persistent=True))
                 self.other_param_names = (*self.other_param_names, name)
-        a, b = self.lora_A[adapter_name], self.lora_B[adapter_name]
+        a, b = cast(nn.Linear, self.lora_A[adapter_name]), cast(nn.Linear, self.lora_B[adapter_name])
         a.to(torch.float32).weight.data.fill_(torch.nan)
         b.to(torch.float32).weight.data.fill_(torch.nan)
         self.lora_init_A[adapter_name] = a.weight.detach().clone()
@@ -80,10 +84,8 @@ class RoutedLinear(LoraLinear):
     @torch.no_grad()
     def set_block(self, name: str, a0: Tensor, b0: Tensor) -> None:
         """Start block ``name`` at A = A0 = ``a0`` [r, d_in], B = B0 = ``b0`` [d_out, r] (fp32 copies)."""
-        for parameter, buffer, value in (
-            (self.lora_A[name].weight, self.lora_init_A[name], a0),
-            (self.lora_B[name].weight, self.lora_init_B[name], b0),
-        ):
+        a, b, init_a, init_b = self.block(name)
+        for parameter, buffer, value in ((a, init_a, a0), (b, init_b, b0)):
             if parameter.shape != value.shape:
                 raise ValueError(
                     f"{self.module_name}: block {name} expected an init of shape {list(parameter.shape)}; "
@@ -94,7 +96,13 @@ class RoutedLinear(LoraLinear):
 
     def block(self, name: str) -> Block:
         """(A [r, d_in], B [d_out, r], A0, B0) of one block, the live tensors themselves."""
-        return self.lora_A[name].weight, self.lora_B[name].weight, self.lora_init_A[name], self.lora_init_B[name]
+        a, b = cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name])
+        return a.weight, b.weight, self.lora_init_A[name], self.lora_init_B[name]
+
+    @property
+    def base_weight(self) -> Tensor:
+        """The frozen weight, [d_out, d_in]."""
+        return cast(nn.Linear, self.get_base_layer()).weight
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Block ``adapter``'s update of the weight, fp32 [d_out, d_in]; exactly zero at the init."""

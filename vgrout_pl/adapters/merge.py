@@ -36,7 +36,7 @@ def merged(model: nn.Module) -> Iterator[None]:
     originals: list[tuple[Tensor, Tensor]] = []
     try:
         for layer in layers:
-            weight = layer.get_base_layer().weight
+            weight = layer.base_weight
             update = _update(layer, state.plan.blocks)
             originals.append((weight, weight.data))
             weight.data = weight.data + update
@@ -60,7 +60,7 @@ def _update(layer: RoutedLinear, blocks: tuple[str, ...]) -> Tensor | float:
 def _check_mergeable(layers: list[RoutedLinear]) -> None:
     seen: set[int] = set()
     for layer in layers:
-        weight = layer.get_base_layer().weight
+        weight = layer.base_weight
         if weight.dtype != torch.float32:
             raise ValueError(
                 f"merged: expected a float32 base; {layer.module_name} is {str(weight.dtype).removeprefix('torch.')}, "

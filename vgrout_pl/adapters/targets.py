@@ -22,7 +22,7 @@ def check_adapter_fits(model: nn.Module, config: RoutedLoraConfig) -> list[str]:
     if wanted.target_modules is None:
         wanted.target_modules = set(DEFAULT_TARGETS)  # type: ignore[assignment]
     named_by_all = isinstance(wanted.target_modules, str) and wanted.target_modules.lower() == "all-linear"
-    wanted = _maybe_include_all_linear_layers(wanted, model)
+    _maybe_include_all_linear_layers(wanted, model)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     names = [name for name in linear if check_target_module_exists(wanted, name) is True or _matched(wanted, name)]
     if head in names:
