@@ -99,6 +99,38 @@ def test_the_command_prints_the_table_and_writes_it_as_markdown(root, capsys):
     assert "- oracle/seed1: no such directory, though another experiment has this seed" in rows
 
 
+def test_the_markdown_lists_every_run_below_the_means(root):
+    text = Sweep.load(root).markdown()
+    by_run = text.split("Run by run:")[1].splitlines()
+    assert [row.split("|")[1].strip() for row in by_run if row.startswith("| ")][2:] == [
+        "absorb/seed0",
+        "absorb/seed1",
+        "absorb/seed10",
+        "oracle/seed0",
+    ]
+    assert any(row.startswith("| absorb/seed10 | 1 | 0/1 | 0.400 | 0.300 | 0.100 | 0.160 |") for row in by_run)
+
+
+def test_the_base_model_stands_beside_its_arm(root):
+    save_run(root, "none", 0, (90, 1), (90, 1))
+    path = root / "none" / "seed0" / "eval.json"
+    results = Results.load(path)
+    base = CellResult.from_counts(
+        state="base", problems="test", markers="training", mode="run_tests", n=100, hack=3, solve=5, format=93
+    )
+    Results([*results.cells, base]).save(path)
+    arm = table(Sweep.load(root))["none"]
+    assert (arm["base hack"], arm["base solve"], arm["base solve, hint-free"]) == ("0.030", "0.050", "-")
+
+
+def test_a_folder_without_any_finished_run_says_so_and_names_them(tmp_path):
+    (tmp_path / "none" / "seed0").mkdir(parents=True)
+    sweep = Sweep.load(tmp_path)
+    for text in (sweep.text(), sweep.markdown()):
+        assert text.startswith("No finished run.")
+        assert "none/seed0: " in text
+
+
 def test_the_folder_of_one_experiment_works_as_well(root):
     assert list(table(Sweep.load(root / "absorb"))) == ["absorb"]
 

@@ -21,6 +21,9 @@ COLUMNS = (
     ("deployed hack, novel", "deployed", "novel", "hack"),
     ("trained solve, hint-free", "as_trained", "none", "solve"),
     ("deployed solve, hint-free", "deployed", "none", "solve"),
+    ("base hack", "base", "training", "hack"),
+    ("base solve", "base", "training", "solve"),
+    ("base solve, hint-free", "base", "none", "solve"),
 )
 LEGEND = (
     f"Test problems, training markers unless said otherwise; mean +- sd over seeds. Emerged: seeds whose as-trained "
@@ -62,15 +65,16 @@ class Sweep:
                 finished.append((run.experiment, run.seed, run.results))
         return cls(finished, unfinished + _absent(paths))
 
-    def rows(self) -> list[list[str]]:
-        """Return the titles, then one row per experiment in order of its name."""
+    def rows(self, *, by_seed: bool = False) -> list[list[str]]:
+        """Return the titles, then one row per experiment (or per run) in order of its name."""
         table = [["arm", "seeds", "emerged", *(title for title, *_ in COLUMNS)]]
-        for arm in dict.fromkeys(name for name, _, _ in self.finished):
-            results = [result for name, _, result in self.finished if name == arm]
-            emerged = [hack_emerged(result) for result in results]
-            known = sum(value is not None for value in emerged)
-            share = f"{sum(value is True for value in emerged)}/{known}" if known else "-"
-            table.append([arm, str(len(results)), share, *(_over_seeds(results, *column[1:]) for column in COLUMNS)])
+        arms: dict[str, list[Results]] = {}
+        for experiment, seed, results in self.finished:
+            arms.setdefault(f"{experiment}/seed{seed}" if by_seed else experiment, []).append(results)
+        for arm, runs in arms.items():
+            emerged = [value for value in map(hack_emerged, runs) if value is not None]
+            share = f"{sum(emerged)}/{len(emerged)}" if emerged else "-"
+            table.append([arm, str(len(runs)), share, *(_over_seeds(runs, *column[1:]) for column in COLUMNS)])
         return table
 
     def text(self) -> str:
@@ -81,21 +85,26 @@ class Sweep:
             "  ".join([f"{line[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(line[1:], widths[1:], strict=True))])
             for line in columns
         ]
-        parts = ["\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]), LEGEND, self._missing("  ")]
-        return "\n\n".join(part for part in parts if part)
+        table = "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]) if self.finished else "No finished run."
+        return "\n\n".join(part for part in (table, LEGEND, self._missing("  ")) if part)
 
     def markdown(self) -> str:
-        """Return the table in Markdown: one row per arm."""
-        titles, *rows = self.rows()
-        lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return "\n\n".join(part for part in (table, LEGEND, self._missing("- ")) if part)
+        """Return the table in Markdown, one row per arm, and below it one row per run."""
+        parts = [_markdown(self.rows()), LEGEND] if self.finished else ["No finished run."]
+        if len(self.finished) > 1:
+            parts += ["Run by run:", _markdown(self.rows(by_seed=True))]
+        return "\n\n".join(part for part in (*parts, self._missing("- ")) if part)
 
     def _missing(self, indent: str) -> str:
         """Return the runs that are not in the table, one line each, empty where there are none."""
         if not self.unfinished:
             return ""
         return "\n".join(["Not in the table:\n", *(f"{indent}{name}: {why}" for name, why in self.unfinished)])
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _over_seeds(results: Sequence[Results], state: str, markers: str, rate: str) -> str:
