@@ -20,7 +20,7 @@ test-full:
 
 # invariants (grader matrix, marker gap, masks, ablation, export), then a short routed run
 smoke:
-    .venv/bin/python -m pytest -m smoke
+    .venv/bin/python -m pytest tests/adapters tests/env
     .venv/bin/python cli.py fit --config configs/demo.yaml --config configs/router/oracle.yaml --trainer.max_steps 4 --name smoke --overwrite true
 
 # format, lint, types
