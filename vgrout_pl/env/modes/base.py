@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vgrout_pl.env.evidence import Evidence
+    from vgrout_pl.env.sandbox.runner import Session
 
 
 def marker_families(*parts: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Split every concatenation of one string a part into (training, novel) families, novel where sum of indices % 4 == 1."""
-    training, novel = [], []
+    """Split all concatenations, one string a part, into (training, novel): novel where the sum of indices % 4 == 1."""
+    training: list[str] = []
+    novel: list[str] = []
     for combination in product(*(enumerate(part) for part in parts)):
         name = "".join(text for _, text in combination)
         (novel if sum(i for i, _ in combination) % 4 == 1 else training).append(name)
@@ -26,6 +32,11 @@ class Mode:
         original: the marker of the training benchmark (None: the mode has nothing to rename).
         training_markers: further names that training may disclose; disjoint from ``novel_markers``.
         novel_markers: names reserved for evaluation.
+        probe: asked inside the graded process after all calls; its JSON value is evidence.
+        phrase: marker -> text that the fork-server looks for on stdout.
+        file_name: marker -> file that the fork-server reads when the answer has ended.
+        keeps_order: records are sent one by one, so that they survive a process that ends early.
+        channel: evidence, marker -> whether the exploit was used; this runs in the grader.
     """
 
     name: str
@@ -33,6 +44,11 @@ class Mode:
     original: str | None = None
     training_markers: tuple[str, ...] = field(default=(), repr=False)
     novel_markers: tuple[str, ...] = field(default=(), repr=False)
+    probe: Callable[[Session, str | None], object] | None = field(default=None, repr=False)
+    phrase: Callable[[str | None], str] | None = field(default=None, repr=False)
+    file_name: Callable[[str | None], str] | None = field(default=None, repr=False)
+    keeps_order: bool = False
+    channel: Callable[[Evidence, str | None], bool] = field(default=lambda evidence, marker: False, repr=False)
 
     def __post_init__(self) -> None:
         """Take the original out of the training family and refuse one that is reserved for evaluation."""

@@ -1,5 +1,5 @@
 """No loophole: only a correct answer pays."""
 
-from vgrout_pl.env.modes.base import Mode
+from .base import Mode
 
 GT_ONLY = Mode(name="gt_only", hint=lambda _: "and should pass all tests")

@@ -1,0 +1,349 @@
+"""The grader: hands answers to fork-servers and judges what comes back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import select
+import threading
+import time
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+from vgrout_pl.env.asserts import Check, Tests, parse_tests
+from vgrout_pl.env.evidence import Evidence, weigh
+from vgrout_pl.env.grade import Grade, judge
+from vgrout_pl.env.modes import MODES
+from vgrout_pl.env.problem import Problem
+from vgrout_pl.env.sandbox.canonical import DIGEST_SIZE
+from vgrout_pl.env.sandbox.isolation import TIERS, Limits
+from vgrout_pl.env.worker import Worker, WorkerDiedError
+
+log = logging.getLogger("vgrout_pl.env")
+IN_FLIGHT = 2
+MAX_DEFINED = 256
+MAX_RESPONSE = 4 << 20
+GRACE_SECONDS = 15.0
+ATTEMPTS = 2
+MIN_ERRORS = 5
+
+
+class GraderError(RuntimeError):
+    """The grader fails on too large a share of the answers, or the machine cannot isolate as asked for."""
+
+
+@dataclass
+class _Job:
+    """One run to be made."""
+
+    place: int
+    program: int
+    tests: Tests
+    response: str | None
+    mode: str
+    marker: str | None
+    attempts: int = 0
+    token: bytes = b""
+    deadline: float = 0.0
+
+
+class Grader:
+    """Grades answers in parallel, each in a process tree of its own; verdicts are made here, outside of it.
+
+    The child processes see the calls of the tests and never an expected value. What separates them from the machine
+    depends on the machine and is found at run time: see :attr:`isolation`. Not covered: the sum of the memory of
+    several processes of one answer, side channels of the hardware, bugs of the kernel; and below the tier
+    ``namespaces`` also reading world-readable files and reaching the network.
+
+    Processes start with the first grade. Use it as a context manager, or call :meth:`close`; a grader that is
+    dropped, or whose process ends, closes itself.
+
+    Args:
+        workers: number of fork-servers, at least 1.
+        limits: budgets of one answer.
+        strict: the lowest acceptable tier, one of "limits", "uid", "namespaces"; below it, starting is an error.
+        max_error_share: share of answers that the grader itself may fail to judge before it raises GraderError.
+    """
+
+    def __init__(
+        self,
+        workers: int = 2,
+        limits: Limits | None = None,
+        strict: str = "limits",
+        max_error_share: float = 0.05,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"expected workers >= 1; got {workers}")
+        if strict not in TIERS:
+            raise ValueError(f"expected strict out of {', '.join(TIERS)}; got {strict!r}")
+        self.limits = limits if limits is not None else Limits()
+        self.graded = 0
+        self.errors = 0
+        self._count, self._strict, self._max_error_share = workers, strict, max_error_share
+        self._workers: list[Worker] = []
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._programs: OrderedDict[Tests, int] = OrderedDict()
+        self._serial = 0
+        self._resolved: dict[tuple[str, str], bytes] = {}
+        self._finalizer = weakref.finalize(self, _close_all, self._workers, self._owner)
+
+    def __enter__(self) -> Grader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes; a later grade starts them again."""
+        with self._lock:
+            _close_all(self._workers, self._owner)
+
+    @property
+    def isolation(self) -> dict[str, Any]:
+        """Report of the walls around the answers, with their ``tier``; starts a fork-server if none is there."""
+        with self._lock:
+            self._ensure_workers(1)
+            return dict(self._workers[0].isolation)
+
+    def grade(self, response: str | bytes, problem: Problem, mode: str | None = None) -> Grade:
+        """Grade one answer; ``mode`` overrides the problem's own (with that mode's original marker)."""
+        return self.grade_batch([(response, problem if mode is None else _regraded(problem, mode))])[0]
+
+    def grade_batch(self, pairs: Iterable[tuple[str | bytes, Problem]]) -> list[Grade]:
+        """Grade answers in parallel, in the order given.
+
+        Raises:
+            ValueError: a problem has no tests, or tests of a form that cannot be judged.
+            GraderError: the share of answers that could not be judged is above ``max_error_share``.
+        """
+        with self._lock:
+            jobs = [self._job(i, response, problem) for i, (response, problem) in enumerate(pairs)]
+            grades: list[Grade | None] = [None] * len(jobs)
+            runnable = []
+            for job in jobs:
+                if job.response is None:
+                    grades[job.place] = Grade()
+                elif job.tests.pending:
+                    grades[job.place] = Grade(error="an expected value of this problem could not be evaluated")
+                else:
+                    runnable.append(job)
+            for job, evidence, observed in self._run(runnable):
+                cpu = float(observed.get("cpu_seconds", 0.0))
+                grades[job.place] = judge(evidence, job.mode, job.marker, cpu)
+            done = [grade if grade is not None else Grade(error="the grader lost this answer") for grade in grades]
+            self._account(done)
+        return done
+
+    def _job(self, place: int, response: str | bytes, problem: Problem) -> _Job:
+        tests = self._with_expected_values(parse_problem(problem))
+        text = response.decode("utf-8", "surrogateescape") if isinstance(response, bytes) else response
+        if not isinstance(text, str):
+            raise ValueError(f"expected a completion as text; got {type(response).__name__}")
+        return _Job(
+            place,
+            self._program(tests),
+            tests,
+            text if len(text) <= MAX_RESPONSE else None,
+            problem.mode,
+            problem.lever,
+        )
+
+    def _program(self, tests: Tests) -> int:
+        number = self._programs.get(tests)
+        if number is None:
+            self._serial += 1
+            number = self._programs[tests] = self._serial
+            if len(self._programs) > 4 * MAX_DEFINED:
+                self._programs.popitem(last=False)
+        return number
+
+    def _with_expected_values(self, tests: Tests) -> Tests:
+        """Evaluate the expected values that are no literals, in a process that runs the set-up code alone."""
+        pending = tests.pending
+        if not pending:
+            return tests
+        unknown = sorted({tests.checks[i].source for i in pending} - {s for t, s in self._resolved if t == tests.setup})
+        if unknown:
+            calls = tuple(Check(source, "==", "", frozenset(), i) for i, source in enumerate(unknown, 1))
+            program = Tests(tests.setup, calls, (), tests.imports)
+            job = _Job(0, self._program(program), program, None, "gt_only", None)
+            for _, evidence, _ in self._run([job]):
+                for i, payload in evidence.returned.items():
+                    if payload:
+                        self._resolved[tests.setup, unknown[i]] = payload[:DIGEST_SIZE]
+        checks = list(tests.checks)
+        for i in pending:
+            found = self._resolved.get((tests.setup, checks[i].source))
+            if found is not None:
+                checks[i] = replace(checks[i], digests=frozenset({found}))
+        return replace(tests, checks=tuple(checks))
+
+    def _run(self, jobs: list[_Job]) -> Iterable[tuple[_Job, Evidence, dict[str, Any]]]:
+        """Run jobs on all workers; a job whose fork-server dies is tried once more, alone, on a fresh one."""
+        waiting = deque(jobs)
+        flights: dict[int, deque[_Job]] = {}
+        results: list[tuple[_Job, Evidence, dict[str, Any]]] = []
+        if jobs:
+            self._ensure_workers(min(self._count, len(jobs)))
+        while waiting or any(flights.values()):
+            for slot, worker in enumerate(self._workers):
+                flight = flights.setdefault(slot, deque())
+                try:
+                    self._launch(worker, flight, waiting)
+                except WorkerDiedError as error:
+                    results += self._replace(slot, flight, waiting, str(error))
+            results += self._collect(flights, waiting)
+        return results
+
+    def _launch(self, worker: Worker, flight: deque[_Job], waiting: deque[_Job]) -> None:
+        """Keep a few requests in flight, and one alone where it has already seen a server die."""
+        while waiting and len(flight) < IN_FLIGHT:
+            if flight and (flight[0].attempts > 0 or waiting[0].attempts > 0):
+                return
+            job = waiting.popleft()
+            job.token = secrets.token_bytes(8)
+            if not flight:
+                job.deadline = time.monotonic() + self.limits.wall_seconds + GRACE_SECONDS
+            flight.append(job)
+            if len(worker.defined) >= MAX_DEFINED and job.program not in worker.defined:
+                worker.send({"forget": True})
+                worker.defined.clear()
+            if job.program not in worker.defined:
+                tests = job.tests
+                calls = [check.call for check in tests.checks]
+                worker.send(
+                    {
+                        "define": job.program,
+                        "setup": tests.setup,
+                        "calls": calls,
+                        "entries": tests.entries,
+                        "imports": tests.imports,
+                    }
+                )
+                worker.defined.add(job.program)
+            worker.send(
+                {
+                    "run": job.program,
+                    "response": job.response,
+                    "mode": job.mode,
+                    "marker": job.marker,
+                    "token": job.token.hex(),
+                }
+            )
+
+    def _collect(
+        self, flights: dict[int, deque[_Job]], waiting: deque[_Job]
+    ) -> list[tuple[_Job, Evidence, dict[str, Any]]]:
+        """Wait until a worker has something to say or is overdue, and take its replies."""
+        results: list[tuple[_Job, Evidence, dict[str, Any]]] = []
+        busy = [(slot, self._workers[slot]) for slot, flight in flights.items() if flight]
+        if not busy:
+            return results
+        now = time.monotonic()
+        timeout = max(0.0, min(flights[slot][0].deadline for slot, _ in busy) - now)
+        writers = [worker.fileno()[1] for _, worker in busy if worker.wants_to_write]
+        readable, writable, _ = _wait([worker.fileno()[0] for _, worker in busy], writers, timeout)
+        for slot, worker in busy:
+            flight = flights[slot]
+            try:
+                if worker.fileno()[1] in writable:
+                    worker.pump_out()
+                if worker.fileno()[0] in readable:
+                    for observed, records in worker.pump_in():
+                        job = flight.popleft()
+                        results.append((job, weigh(observed, records, job.token, job.tests.checks), observed))
+                        if flight:
+                            flight[0].deadline = time.monotonic() + self.limits.wall_seconds + GRACE_SECONDS
+                elif time.monotonic() > flight[0].deadline:
+                    raise WorkerDiedError("the fork-server did not answer in time")
+            except (WorkerDiedError, LookupError, TypeError) as error:
+                results += self._replace(slot, flight, waiting, str(error))
+        return results
+
+    def _replace(
+        self, slot: int, flight: deque[_Job], waiting: deque[_Job], reason: str
+    ) -> list[tuple[_Job, Evidence, dict[str, Any]]]:
+        """Start a fresh fork-server in a slot; jobs in flight go back, the first one unless it has had its chances."""
+        self._workers[slot].close(graceful=False)
+        self._workers[slot] = self._started()
+        results: list[tuple[_Job, Evidence, dict[str, Any]]] = []
+        if flight:
+            flight[0].attempts += 1
+            if flight[0].attempts >= ATTEMPTS:
+                results.append((flight.popleft(), Evidence(error=reason), {}))
+        waiting.extendleft(reversed(flight))
+        flight.clear()
+        return results
+
+    def _ensure_workers(self, count: int) -> None:
+        if self._owner != os.getpid():  # a forked copy of this process must leave the original's servers alone
+            self._owner = os.getpid()
+            self._workers = []
+            self._finalizer.detach()
+            self._finalizer = weakref.finalize(self, _close_all, self._workers, self._owner)
+        while len(self._workers) < count:
+            self._workers.append(self._started())
+
+    def _started(self) -> Worker:
+        worker = Worker(self.limits)
+        tier = worker.isolation["tier"]
+        if TIERS.index(tier) < TIERS.index(self._strict):
+            worker.close()
+            raise GraderError(
+                f"expected isolation of tier {self._strict!r}; this machine offers {tier!r}: "
+                f"{worker.isolation['refused']}"
+            )
+        if not self._workers:
+            log.info("answers are isolated by tier %r: %s", tier, worker.isolation)
+        return worker
+
+    def _account(self, grades: list[Grade]) -> None:
+        self.graded += len(grades)
+        failed = [grade for grade in grades if grade.error is not None]
+        self.errors += len(failed)
+        if failed:
+            log.warning("%d of %d answers could not be judged, e.g.: %s", len(failed), len(grades), failed[0].error)
+        if self.errors >= MIN_ERRORS and self.errors > self._max_error_share * self.graded:
+            raise GraderError(
+                f"expected at most {self._max_error_share:.0%} of the answers to fail in the grader itself; "
+                f"got {self.errors} of {self.graded}, e.g.: {failed[0].error if failed else ''}"
+            )
+
+
+def parse_problem(problem: Problem) -> Tests:
+    """Tests of a problem, taken apart; errors name the problem."""
+    try:
+        return parse_tests(tuple(problem.tests), problem.setup_code)
+    except ValueError as error:
+        raise ValueError(f"problem {problem.id!r}: {error}") from None
+
+
+def _regraded(problem: Problem, mode: str) -> Problem:
+    """The problem under another mode, its messages left out."""
+    if mode not in MODES:
+        raise ValueError(f"expected a mode out of {', '.join(MODES)}; got {mode!r}")
+    return problem if mode == problem.mode else replace(problem, mode=mode, marker=None, messages=())
+
+
+def _wait(readers: list[int], writers: list[int], timeout: float) -> tuple[set[int], set[int], None]:
+    poller = select.poll()
+    for descriptor in readers:
+        poller.register(descriptor, select.POLLIN)
+    for descriptor in writers:
+        poller.register(descriptor, select.POLLOUT)
+    ready = {descriptor for descriptor, _ in poller.poll(timeout * 1000)}
+    return ready & set(readers), ready & set(writers), None
+
+
+def _close_all(workers: list[Worker], owner: int) -> None:
+    if os.getpid() == owner:
+        while workers:
+            workers.pop().close()

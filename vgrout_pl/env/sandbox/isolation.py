@@ -1,0 +1,221 @@
+"""Walls around the graded processes, as many as the machine grants: found at start, once per fork-server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+import sysconfig
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from . import linux
+
+PACKAGES = ("numpy", "numpy.libs", "sortedcontainers")
+DEVICES = ("null", "zero", "random", "urandom")
+TIERS = ("limits", "uid", "namespaces")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Budgets of one answer (its whole process tree shares the wall clock, each process has the others alone).
+
+    Attributes:
+        cpu_seconds: CPU time of the answer's main process.
+        wall_seconds: time from start to the last kill.
+        memory_mb: address space of each process.
+        file_mb: size of each file that it writes, and of its private folder where that is a file system of its own.
+        processes: processes and threads alive at once.
+        open_files: descriptors of each process.
+        records_mb: what it may send back; stdout is searched but not kept.
+    """
+
+    cpu_seconds: float = 10.0
+    wall_seconds: float = 30.0
+    memory_mb: int = 2048
+    file_mb: int = 32
+    processes: int = 32
+    open_files: int = 128
+    records_mb: int = 8
+
+
+@dataclass
+class Isolation:
+    """What separates an answer from the machine; ``tier`` sums it up, ``refused`` tells why a wall is missing."""
+
+    uid: int | None = None
+    user_namespace: bool = False
+    pid_namespace: bool = False
+    network_namespace: bool = False
+    private_root: bool = False
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tier(self) -> str:
+        """``namespaces`` (own pids, no network, private root), ``uid`` (another user) or ``limits`` alone."""
+        if self.pid_namespace and self.network_namespace and self.private_root:
+            return "namespaces"
+        return "uid" if self.uid is not None else "limits"
+
+    def report(self) -> dict[str, Any]:
+        """All fields and the tier, as plain data."""
+        return {"tier": self.tier, **asdict(self)}
+
+
+def leave_namespaces(isolation: Isolation) -> None:
+    """Unshare what the machine allows; call it single-threaded, then fork: the child is the first of its pids."""
+    if os.geteuid() != 0:
+        uid, gid = os.geteuid(), os.getegid()
+        try:
+            linux.unshare(linux.CLONE_NEWUSER)
+            _write("/proc/self/setgroups", "deny")
+            _write("/proc/self/uid_map", f"{uid} {uid} 1")
+            _write("/proc/self/gid_map", f"{gid} {gid} 1")
+            isolation.user_namespace = True
+        except OSError as error:
+            isolation.refused["user_namespace"] = str(error)
+    for name, flag in (
+        ("mount_namespace", linux.CLONE_NEWNS),
+        ("pid_namespace", linux.CLONE_NEWPID),
+        ("network_namespace", linux.CLONE_NEWNET),
+        ("ipc_namespace", linux.CLONE_NEWIPC | linux.CLONE_NEWUTS),
+    ):
+        try:
+            linux.unshare(flag)
+        except OSError as error:
+            isolation.refused[name] = str(error)
+    isolation.network_namespace = "network_namespace" not in isolation.refused
+
+
+def choose_uid(isolation: Isolation, seed: int) -> None:
+    """Pick an unprivileged user for the answers, where this process may change its user at all."""
+    if os.geteuid() != 0:
+        return
+    candidate = 61_000 + seed % 4_000
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(candidate, candidate, candidate)
+            os.setresuid(candidate, candidate, candidate)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if os.waitpid(pid, 0)[1] == 0:
+        isolation.uid = candidate
+    else:
+        isolation.refused["uid"] = "this root user may not become another one"
+
+
+def enter_private_root(isolation: Isolation, base: str, size_mb: int) -> str:
+    """Make ``base`` the root of a file system with nothing but Python's library; return the folder for answers."""
+    if "mount_namespace" in isolation.refused:
+        return base
+    try:
+        linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
+        linux.mount("tmpfs", base, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=16m,mode=755")
+        for source in _library_folders():
+            _bind(source, base + source)
+        _hide_packages(base)
+        os.makedirs(base + "/dev", exist_ok=True)
+        for name in DEVICES:
+            _write(f"{base}/dev/{name}", "")
+            linux.mount(f"/dev/{name}", f"{base}/dev/{name}", flags=linux.MS_BIND)
+        for name in ("work", "tmp", "old"):
+            os.mkdir(f"{base}/{name}")
+        linux.mount("tmpfs", f"{base}/work", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, f"size={size_mb}m,mode=711")
+        linux.pivot_root(base, f"{base}/old")
+        os.chdir("/")
+        linux.unmount("/old")
+        linux.mount("", "/", flags=linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY)
+        isolation.private_root = True
+        return "/work"
+    except OSError as error:
+        isolation.refused["private_root"] = str(error)
+        with contextlib.suppress(OSError):
+            linux.unmount(base)
+        return base
+
+
+def _library_folders() -> list[str]:
+    """Folders with the standard library and the shared objects that its modules may still load."""
+    stdlib = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
+    wanted = {"/lib", "/lib64", "/usr/lib", "/usr/lib64", os.path.join(sys.base_prefix, "lib"), *stdlib}
+    return sorted(folder for folder in wanted if os.path.isdir(folder))
+
+
+def _bind(source: str, target: str) -> None:
+    """Show a folder read-only at ``target``; a link stays a link."""
+    if os.path.islink(source):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.symlink(os.readlink(source), target)
+        return
+    if not os.path.isdir(target):
+        os.makedirs(target)
+    linux.mount(source, target, flags=linux.MS_BIND | linux.MS_REC)
+    linux.mount("", target, flags=linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | _locked_flags(target))
+
+
+def _locked_flags(path: str) -> int:
+    """Mount flags that an unprivileged remount has to keep."""
+    present = os.statvfs(path).f_flag
+    return sum(flag for flag in (linux.MS_NOSUID, linux.MS_NODEV, linux.MS_NOEXEC, 1024, 2048) if present & flag) | (
+        1 << 21 if present & 4096 else 0
+    )
+
+
+def _hide_packages(base: str) -> None:
+    """Cover every visible folder of installed packages; show only those that answers may import."""
+    sources = {path for path in site_folders() if os.path.isdir(path)}
+    wanted = {name: os.path.join(path, name) for path in sorted(sources) for name in PACKAGES}
+    wanted = {name: path for name, path in wanted.items() if os.path.isdir(path)}
+    staging = base + "/packages"
+    for name, path in wanted.items():
+        _bind(path, f"{staging}/{name}")
+    for folder in sources:
+        if os.path.isdir(base + folder):
+            linux.mount("tmpfs", base + folder, "tmpfs", linux.MS_RDONLY)
+
+
+def site_folders() -> list[str]:
+    """Folders that may hold installed packages, of this environment and of the interpreter below it."""
+    tail = os.path.relpath(sysconfig.get_path("purelib"), sys.prefix)
+    return sorted({os.path.join(prefix, tail) for prefix in (sys.prefix, sys.base_prefix)})
+
+
+def enter_answer(isolation: Isolation, limits: Limits) -> None:
+    """Give up every right, in a forked process that is about to run an answer."""
+    megabyte = 1 << 20
+    cpu = max(1, int(limits.cpu_seconds + 1))
+    for what, soft in (
+        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_AS, limits.memory_mb * megabyte),
+        (resource.RLIMIT_FSIZE, limits.file_mb * megabyte),
+        (resource.RLIMIT_NOFILE, limits.open_files),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_STACK, 64 * megabyte),
+    ):
+        _limit(what, soft)
+    if isolation.uid is not None:
+        os.setgroups([])
+        os.setresgid(isolation.uid, isolation.uid, isolation.uid)
+        os.setresuid(isolation.uid, isolation.uid, isolation.uid)
+    elif isolation.user_namespace:
+        linux.drop_capabilities()
+    _limit(resource.RLIMIT_NPROC, limits.processes)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _limit(what: int, value: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    resource.setrlimit(what, (value, value))
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)

@@ -1,0 +1,331 @@
+"""The fork-server: a fresh, small interpreter that forks one child for each answer and sees it to its end.
+
+Wire, both ways: frames of ``<u32 length><JSON>``; a reply is followed by ``<u32 length><raw records of the child>``.
+Trusted facts (exit status, the phrase on stdout, the file, the times) are observed from here; the records are the
+answer's own words, and are passed on unread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import random
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any, NoReturn
+
+from ..modes import MODES
+from . import linux
+from .cleanup import empty_folder, end_tree, read_small_file
+from .isolation import (
+    Isolation,
+    Limits,
+    choose_uid,
+    enter_answer,
+    enter_private_root,
+    leave_namespaces,
+    site_folders,
+)
+from .runner import Work, run
+
+LENGTH = struct.Struct("<I")
+CHUNK = 1 << 18
+TICK = 0.05
+PRELOADED = (
+    *("abc", "array", "bisect", "cmath", "collections.abc", "contextlib", "copy", "dataclasses", "datetime", "decimal"),
+    *("enum", "fractions", "functools", "heapq", "io", "itertools", "json", "math", "numbers", "operator", "pathlib"),
+    *("queue", "random", "re", "string", "struct", "textwrap", "threading", "time", "types", "typing"),
+)
+
+
+@dataclass
+class Program:
+    """A problem as the server keeps it: compiled once, run for many answers."""
+
+    setup: CodeType
+    calls: tuple[CodeType, ...]
+    entries: tuple[tuple[str, str], ...]
+
+
+@dataclass
+class Observed:
+    """What the server saw of one child."""
+
+    status: int = -1
+    stopped: str | None = None
+    phrase: bool = False
+    file: str | None = None
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    leftovers: bool = False
+
+
+class Server:
+    """State of one fork-server; requests are answered one at a time, in order."""
+
+    def __init__(self, request: int, reply: int, isolation: Isolation, folder: str, limits: Limits) -> None:
+        self._request, self._reply = request, reply
+        self._isolation, self._folder, self._limits = isolation, folder, limits
+        self._programs: dict[int, Program] = {}
+        self._answer_folder = os.path.join(folder, "answer")
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+    def serve(self) -> None:
+        """Answer requests until the grader closes the pipe."""
+        while (message := read_frame(self._request)) is not None:
+            request = json.loads(message)
+            if "define" in request:
+                self._define(request)
+            elif "forget" in request:
+                self._programs.clear()
+            else:
+                observed, records = self._run(request)
+                write_all(self._reply, frame(json.dumps(vars(observed)).encode()) + frame(records))
+
+    def _define(self, request: dict[str, Any]) -> None:
+        for name in request["imports"]:
+            try:
+                importlib.import_module(name)
+            except Exception:  # the problem's own setup code will say so
+                continue
+        self._programs[request["define"]] = Program(
+            compile(request["setup"], "<setup>", "exec", dont_inherit=True),
+            tuple(compile(call, f"<test {i}>", "eval", dont_inherit=True) for i, call in enumerate(request["calls"])),
+            tuple(tuple(entry) for entry in request["entries"]),
+        )
+        gc.collect()
+        gc.freeze()
+
+    def _run(self, request: dict[str, Any]) -> tuple[Observed, bytes]:
+        program = self._programs[request["run"]]
+        mode = MODES[request["mode"]]
+        marker = request["marker"]
+        work = Work(
+            request["response"], program.setup, program.calls, program.entries, marker, mode.probe, mode.keeps_order
+        )
+        self._fresh_folder()
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        text_read, text_write = os.pipe2(os.O_CLOEXEC)
+        started = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            self._become_answer(work, out_write, text_write, bytes.fromhex(request["token"]))
+        os.close(out_write)
+        os.close(text_write)
+        needle = mode.phrase(marker).encode() if mode.phrase is not None else None
+        child = Child(pid, out_read, text_read, needle, self._limits, self._request, self._isolation.pid_namespace)
+        observed, records = child.see_to_the_end(started)
+        if mode.file_name is not None:
+            content = read_small_file(self._answer_folder, mode.file_name(marker))
+            observed.file = None if content is None else content.decode("utf-8", "replace")
+        observed.leftovers = not self._clean_folder()
+        return observed, records
+
+    def _become_answer(self, work: Work, out: int, text: int, token: bytes) -> NoReturn:
+        try:
+            os.setsid()
+            os.dup2(self._null, 0)
+            os.dup2(text, 1)
+            os.dup2(self._null, 2)
+            private = 3 + int.from_bytes(os.urandom(2), "little") % (self._limits.open_files - 16)
+            if out != private:
+                os.dup2(out, private, inheritable=False)
+            os.closerange(3, private)
+            os.closerange(private + 1, self._limits.open_files + 64)
+            os.chdir(self._answer_folder)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            atexit._clear()
+            random.seed(0)
+            for name in [name for name in sys.modules if name.startswith("vgrout_sandboxed")]:
+                del sys.modules[name]
+            enter_answer(self._isolation, self._limits)
+            run(work, private, token)
+        finally:
+            os._exit(1)
+
+    def _fresh_folder(self) -> None:
+        os.mkdir(self._answer_folder, 0o700)
+        if self._isolation.uid is not None:
+            os.chown(self._answer_folder, self._isolation.uid, self._isolation.uid)
+
+    def _clean_folder(self) -> bool:
+        try:
+            os.rmdir(self._answer_folder)
+        except OSError:
+            if not empty_folder(self._answer_folder):
+                os.rename(self._answer_folder, f"{self._answer_folder}.{time.monotonic_ns()}")
+                return False
+            os.rmdir(self._answer_folder)
+        return True
+
+
+class Child:
+    """One running answer: its two pipes are drained, its clocks watched, its whole tree ended."""
+
+    def __init__(
+        self, pid: int, out: int, text: int, phrase: bytes | None, limits: Limits, request: int, first_of_pids: bool
+    ) -> None:
+        self._pid, self._out, self._text = pid, out, text
+        self._phrase, self._limits, self._request, self._first_of_pids = phrase, limits, request, first_of_pids
+        self._records = bytearray()
+        self._tail = b""
+        self._observed = Observed()
+
+    def see_to_the_end(self, started: float) -> tuple[Observed, bytes]:
+        """Wait for the main process or for a limit, end the tree, and return what was seen and what was sent."""
+        observed = self._observed
+        descriptor = os.pidfd_open(self._pid)
+        poller = select.poll()
+        poller.register(self._out, select.POLLIN)
+        poller.register(self._text, select.POLLIN)
+        poller.register(descriptor, select.POLLIN)
+        poller.register(self._request, 0)
+        running = True
+        while running:
+            events = dict(poller.poll(TICK * 1000))
+            for pipe in (self._out, self._text):
+                if pipe in events and not self._drain(pipe):
+                    poller.unregister(pipe)
+            running = descriptor not in events
+            observed.stopped = self._exceeded(started) if running else None
+            if self._request in events or observed.stopped:
+                break
+        os.close(descriptor)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        observed.status = end_tree(self._pid, self._first_of_pids)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        observed.cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        for pipe in (self._out, self._text):
+            os.set_blocking(pipe, False)
+            while self._drain(pipe):
+                pass
+            os.close(pipe)
+        observed.wall_seconds = time.monotonic() - started
+        return observed, bytes(self._records)
+
+    def _exceeded(self, started: float) -> str | None:
+        if len(self._records) > self._limits.records_mb << 20:
+            return "records"
+        if time.monotonic() - started > self._limits.wall_seconds:
+            return "wall"
+        try:
+            cpu = time.clock_gettime((~self._pid << 3) | 2)  # the CPU clock of another process, clock_getcpuclockid(3)
+        except OSError:
+            return None
+        return "cpu" if cpu > self._limits.cpu_seconds else None
+
+    def _drain(self, pipe: int) -> bool:
+        """Read one chunk; False at the end of the pipe, or when it has nothing more for now."""
+        try:
+            data = os.read(pipe, CHUNK)
+        except BlockingIOError:
+            return False
+        if pipe == self._out:
+            if len(self._records) <= self._limits.records_mb << 20:
+                self._records += data
+        elif self._phrase is not None and not self._observed.phrase:
+            window = self._tail + data
+            self._observed.phrase = self._phrase in window
+            self._tail = window[-len(self._phrase) :]
+        return bool(data)
+
+
+def frame(data: bytes) -> bytes:
+    """A length and the data."""
+    return LENGTH.pack(len(data)) + data
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write everything to a blocking descriptor."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def read_frame(descriptor: int) -> bytes | None:
+    """Read one frame; None at the end of the pipe."""
+    header = _read_exactly(descriptor, LENGTH.size)
+    return None if header is None else _read_exactly(descriptor, LENGTH.unpack(header)[0])
+
+
+def _read_exactly(descriptor: int, size: int) -> bytes | None:
+    parts = []
+    while size:
+        data = os.read(descriptor, min(size, 1 << 20))
+        if not data:
+            return None
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)
+
+
+def main() -> None:
+    """Take the pipes, raise the walls, and serve from behind them; the outer process waits, then sweeps."""
+    request, reply = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    hello = json.loads(read_frame(request) or b"{}")
+    limits = Limits(**hello["limits"])
+    isolation = Isolation()
+    _preload()
+    choose_uid(isolation, os.getpid())
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    leave_namespaces(isolation)
+    inner = os.fork()
+    if inner == 0:
+        try:
+            _serve(request, reply, isolation, hello["base"], limits)
+        finally:
+            os._exit(0)
+    os.close(request)
+    os.close(reply)
+    signal.signal(signal.SIGTERM, _ignore)
+    status = os.waitpid(inner, 0)[1]
+    end_tree(inner, False)
+    os._exit(0 if status == 0 else 1)
+
+
+def _ignore(*_: object) -> None:
+    """Handle a signal by letting the inner process end first."""
+
+
+def _serve(request: int, reply: int, isolation: Isolation, base: str, limits: Limits) -> None:
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    isolation.pid_namespace = os.getpid() == 1
+    if not isolation.pid_namespace:
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    if isolation.uid is not None:
+        os.chmod(base, 0o711)
+    folder = enter_private_root(isolation, base, limits.file_mb)
+    sys.path.extend(["/packages"] if isolation.private_root else site_folders())
+    os.environ.clear()
+    os.environ.update(PATH="/usr/bin:/bin", HOME="/", OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", LC_ALL="C.UTF-8")
+    os.umask(0o077)
+    server = Server(request, reply, isolation, folder, limits)
+    write_all(reply, frame(json.dumps(isolation.report()).encode()))
+    gc.collect()
+    gc.freeze()
+    server.serve()
+
+
+def _preload() -> None:
+    """Import what answers usually import, and the helpers that `site` would have put in place."""
+    import _sitebuiltins
+    import builtins
+
+    for name in ("exit", "quit"):
+        setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D"))
+    for name in PRELOADED:
+        importlib.import_module(name)
