@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import transformers
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -25,6 +28,7 @@ from vgrout_pl.callbacks import (
     StepLog,
 )
 from vgrout_pl.callbacks.ablation import RESULTS_FILE
+from vgrout_pl.callbacks.progress import RunProgressBar
 from vgrout_pl.datamodule import ProblemDataModule
 from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.module import GRPOModule
@@ -68,9 +72,20 @@ def fail(message: str, code: int = 1) -> int:
 
 
 def condensed(message: str) -> str:
-    """Join the lines of a parser's message that carry information."""
-    lines = [line.strip(" -") for line in message.splitlines()]
-    return re.sub(r"\s+", " ", "; ".join(line for line in lines if line))
+    """Say a parser's message in one line: what was expected, what came, what to do."""
+    if 'key "router"' in message:
+        given = re.search(r"Given value: (\S+)", message) or re.search(r"class_path '([^']+)'", message)
+        known = ", ".join(f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}" for kind in Router.__subclasses__())
+        return (
+            f"router: expected {known} or the import path of another Router; got "
+            f"{given.group(1) if given else 'something else'}; use --config configs/router/<name>.yaml"
+        )
+    line = re.sub(r"\s+", " ", "; ".join(part.strip(" -") for part in message.splitlines() if part.strip(" -")))
+    line = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line)
+    line = re.sub(r'Parser key "([^"]+)":;? ?', r"\1: ", line)
+    line = re.sub(r"Expected an? (.+?)\. Got value: (.*)", r"expected \1; got \2", line)
+    line = re.sub(r"Subcommand '(\w+)' does not accept option '([^']+)'", r"expected an option of \1; got \2", line)
+    return f"{line}; python cli.py fit --help lists the options"
 
 
 class RunCLI(LightningCLI):
@@ -123,8 +138,22 @@ class RunCLI(LightningCLI):
         loggers = loggers if isinstance(loggers, list) else [loggers] if loggers not in (None, True, False) else []
         for callback in (self.config_init[self.subcommand]["checkpoint"],):
             callback.dirpath = callback.dirpath or str(self.run_dir / "checkpoints")
+        if config["enable_progress_bar"] is not False:
+            config["callbacks"] = [*(config["callbacks"] or []), RunProgressBar()]
         run_dir = str(self.run_dir)
         return super().instantiate_trainer(default_root_dir=run_dir, logger=[RunCSVLogger(run_dir), *loggers], **kwargs)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Resolve ``last`` and tell the trainer early, so that a resumed run is not calibrated again."""
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        path = kwargs.pop("ckpt_path", None)
+        if path == "last":
+            found = sorted(Path(self.trainer.checkpoint_callback.dirpath).glob("last*.ckpt"), key=_modified)
+            path = str(found[-1]) if found else None
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"ckpt_path: expected an existing checkpoint, or last; got {path}; check the path")
+        self.trainer.ckpt_path = path
+        return kwargs
 
     def before_fit(self) -> None:
         """Make an empty run directory where the user asked to start anew."""
@@ -133,6 +162,7 @@ class RunCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Evaluate the finished run: every cell as trained and with the quarantine ablated."""
+        self.trainer.ckpt_path = None
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
 
@@ -154,6 +184,10 @@ def refuse_taken(run_dir: Path, ckpt_path: str | None) -> None:
         )
 
 
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
+
+
 def clear_run(run_dir: Path) -> None:
     """Remove what an earlier run wrote to ``run_dir``; nothing else in it is touched."""
     import shutil
@@ -173,11 +207,30 @@ class SaveRunConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+def quiet() -> None:
+    """Silence messages that tell a user of this command line nothing to act on."""
+    for message in (
+        r".*module\(s\) in eval mode at the start of training.*",
+        r"You have overridden `\w+` in `LightningModule` but have passed in a `LightningDataModule`.*",
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+        r"`is_gradient_checkpointing` is deprecated.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*does not have many workers.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1 or 2, not a traceback.
 
     Set ``VGROUT_TRACEBACK=1`` to see where an error was raised.
     """
+    quiet()
     try:
         RunCLI(
             GRPOModule,
@@ -194,4 +247,4 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("VGROUT_TRACEBACK"):
             raise
-        raise SystemExit(fail(condensed(str(error)))) from None
+        raise SystemExit(fail(" ".join(str(error).split()))) from None

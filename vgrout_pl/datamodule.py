@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning as L
 
-from vgrout_pl.env import MODES, Problem, load_problems
-from vgrout_pl.env.markers import novel_marker, training_marker
+from vgrout_pl.env import Problem, load_problems, novel_marker, training_marker
+from vgrout_pl.env.modes import MODES
 from vgrout_pl.policy import ORGANISM, load_tokenizer
 from vgrout_pl.rollout import encode_prompts
 from vgrout_pl.seeding import derived_seed, derived_uniform
@@ -170,9 +170,7 @@ class ProblemDataModule(L.LightningDataModule):
         if derived_uniform("hint-free", *key) < self.hint_free_share:
             return problem.with_mode("gt_only")
         mode = self.modes[derived_seed("mode", *key) % len(self.modes)]
-        marker = training_marker(
-            mode, key=f"{self.seed}/{step}/{problem.id}", original_share=self.original_marker_share
-        )
+        marker = training_marker(problem.id, mode, f"{self.seed}/{step}", self.original_marker_share)
         return problem.with_mode(mode, marker)
 
     def train_dataloader(self) -> WindowLoader:

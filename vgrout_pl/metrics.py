@@ -22,6 +22,7 @@ _MEANS = (
     "completions/mean_length",
     "completions/clipped_ratio",
     "format/rate",
+    "grader/error_fraction",
     "hack/rate",
     "hack/hinted_rate",
     "solve/rate",
@@ -84,6 +85,7 @@ def window_statistics(
         "completions/mean_length": (lengths.mean(), n),
         "completions/clipped_ratio": ((lengths >= max_new_tokens).float().mean(), n),
         "format/rate": (formatted.float().mean(), n),
+        "grader/error_fraction": (sum(g.error is not None for g in labels.grades) / n, n),
     }
 
     statistics["num_tokens"] = (lengths.sum() + rollouts.prompt_mask.sum(), 1)

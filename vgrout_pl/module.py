@@ -37,7 +37,7 @@ from vgrout_pl.metrics import WindowMetrics, window_statistics
 from vgrout_pl.optim import Optimization, build_optimizer
 from vgrout_pl.policy import Dtype, check_head, load_base, load_tokenizer, score_completions
 from vgrout_pl.preflight import preflight, roles
-from vgrout_pl.rollout import Sampling, decode, encode_prompts, generate, grade
+from vgrout_pl.rollout import Sampling, decode, encode_prompts, generate, grade, rewards_of
 from vgrout_pl.types import EvalBatch, Labels, Rollouts, Window, WindowObserver
 
 
@@ -195,7 +195,7 @@ class GRPOModule(L.LightningModule):
         rollouts, problems = self.sample(window)
         grades = grade(self.grader, rollouts.completions, problems)
         labels = Labels.from_grades(grades, self.device)
-        rollouts.rewards = torch.tensor([g.reward for g in grades], device=self.device)
+        rollouts.rewards = rewards_of(grades, self.group_size).to(self.device)
         rollouts.advantages = group_advantages(rollouts.rewards, self.group_size, self.objective.reward_scale)
         _, router = roles(self.trainer)
         rollouts.routes = router.assign(rollouts, labels)

@@ -56,7 +56,7 @@ def preflight(trainer: Trainer, module: GRPOModule) -> None:
     _check_sampling_share(module, router)
     load_config(module.path)
     _check_context(module)
-    adapter.check(shape_of_base(module.path))
+    adapter.check(shape_of_base(module.path), trainer.ckpt_path)
 
 
 def _check_trainer(trainer: Trainer) -> None:

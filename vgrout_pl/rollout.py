@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from vgrout_pl.adapters import ablated
+from vgrout_pl.adapters import ablated, merged, routed_layers
 from vgrout_pl.env import Grade, Grader, Problem
 from vgrout_pl.policy import stop_token_ids
 from vgrout_pl.seeding import seeded
@@ -121,8 +121,11 @@ def generate(
     try:
         with ExitStack() as stack:
             stack.enter_context(seeded(*seed_parts, device=prompt_ids.device))
+            mixed = ablated_rows is not None and bool(ablated_rows.any()) and not bool(ablated_rows.all())
             if ablated_rows is not None and bool(ablated_rows.any()):
-                stack.enter_context(ablated(policy, rows=None if bool(ablated_rows.all()) else ablated_rows))
+                stack.enter_context(ablated(policy, rows=ablated_rows if mixed else None))
+            if not mixed and is_mergeable(policy):
+                stack.enter_context(merged(policy))
             sequences = policy.generate(
                 input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=config
             )
@@ -130,6 +133,15 @@ def generate(
         policy.train(was_training)
     completion_ids = sequences[:, prompt_ids.shape[1] :]
     return completion_ids, completion_mask(completion_ids, stops)
+
+
+def is_mergeable(policy: torch.nn.Module) -> bool:
+    """Whether the adapter can be added to the base's weights without rounding it away: whole float32 weights."""
+    return all(
+        layer.get_base_layer().weight.dtype == torch.float32
+        and not hasattr(layer.get_base_layer().weight, "full_tensor")
+        for _, layer in routed_layers(policy)
+    )
 
 
 def completion_mask(completion_ids: Tensor, stop_ids: Sequence[int]) -> Tensor:
@@ -145,13 +157,17 @@ def decode(tokenizer: PreTrainedTokenizerBase, completion_ids: Tensor, mask: Ten
 
 
 def grade(grader: Grader, completions: Sequence[str], problems: Sequence[Problem]) -> list[Grade]:
-    """Grade each completion against its problem.
+    """Grade each completion against its problem; a grade with ``error`` says nothing about its answer."""
+    return grader.grade_batch(list(zip(completions, problems, strict=True)))
 
-    Raises:
-        RuntimeError: the grader itself failed on a row (an error is never a reward of 0).
+
+def rewards_of(grades: Sequence[Grade], group_size: int) -> Tensor:
+    """Rewards [N]; a row that the grader could not judge gets the mean of its group's judged rows.
+
+    That row's advantage is then 0 and its group's mean is what the judged rows say: a broken grader is never a
+    reward of 0. A group without any judged row is constant and carries no gradient.
     """
-    grades = grader.grade_batch(list(zip(completions, problems, strict=True)))
-    failed = [g.error for g in grades if g.error is not None]
-    if failed:
-        raise RuntimeError(f"the grader could not judge {len(failed)} of {len(grades)} answers; first: {failed[0]}")
-    return grades
+    rewards = torch.tensor([grade.reward for grade in grades]).view(-1, group_size)
+    judged = torch.tensor([grade.error is None for grade in grades]).view(-1, group_size)
+    mean = (rewards * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp_min(1)
+    return torch.where(judged, rewards, mean).flatten()

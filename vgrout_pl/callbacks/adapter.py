@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +14,7 @@ from vgrout_pl.adapters import (
     Calibration,
     RoutedLoraConfig,
     attach_routed_adapter,
-    check_adapter_fits,
+    check_adapter_state,
     collect_calibration,
 )
 from vgrout_pl.adapters.inits import init_strategy
@@ -89,9 +91,16 @@ class RoutedAdapter(Callback):
         self._seed = trainer.datamodule.seed if self.init_seed is None else self.init_seed
         self.config.init_seed = self._seed
 
-    def check(self, shapes: PreTrainedModel) -> None:
-        """Check ranks and targets against a model on the meta device."""
-        check_adapter_fits(shapes, self.config)
+    def check(self, shapes: PreTrainedModel, checkpoint: str | Path | None = None) -> None:
+        """Check ranks, targets and a checkpoint to be restored against a model on the meta device.
+
+        Raises:
+            ValueError: the adapter does not fit the model, or the checkpoint holds another adapter.
+        """
+        policy = attach_routed_adapter(shapes, self.config, initialise=False)
+        if checkpoint is not None:
+            state = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)["state_dict"]
+            check_adapter_state(policy, state, prefix="policy.")
 
     def contrastive_pairs(self) -> list[ContrastivePair]:
         """The pairs that calibrate the init: empty where it needs none."""

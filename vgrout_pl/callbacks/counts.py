@@ -19,9 +19,9 @@ class GradeCounts:
         self._counts: dict[Hashable, Counter] = {}
 
     def add(self, key: Hashable, grades: Iterable[Grade]) -> None:
-        """Count some grades of a cell."""
+        """Count some grades of a cell; those that the grader could not judge are left out."""
         counter = self._counts.setdefault(key, Counter())
-        for grade in grades:
+        for grade in (grade for grade in grades if grade.error is None):
             counter.update(
                 {"n": 1, "hack": grade.hacked, "solve": grade.correct, "format": grade.format_ok and grade.compiles}
             )

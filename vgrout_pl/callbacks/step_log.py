@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm import tqdm
 
 from vgrout_pl.report import StepTable
@@ -49,7 +49,7 @@ class StepLog(Callback):
         if not trainer.is_global_zero:
             return
         bar = trainer.progress_bar_callback
-        if isinstance(bar, ProgressBar):
+        if isinstance(bar, TQDMProgressBar) and bar.is_enabled:
             tqdm.write(line)
         else:
             print(line, flush=True)
