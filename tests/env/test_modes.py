@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from env_answers import CORRECT, HACKS, WRONG, fenced, problem
 
-from tests.env.answers import CORRECT, HACKS, WRONG, fenced, problem
 from vgrout_pl.env import novel_marker
 from vgrout_pl.env.modes import LOOPHOLE_MODES, MODES
 

@@ -13,6 +13,7 @@ PYTHON = frozenset({"python", "py", "python3", "py3"})
 
 _FENCE = re.compile(r"^([ \t]*)(?:(?:[-*+>]|\d+[.)])[ \t]+)?(`{3,}|~{3,})[ \t]*([^`\n]*)$")
 _INLINE_FENCE = re.compile(r"^[^`~]*?(`{3,})[ \t]*(python3?|py3?)[ \t]*$", re.IGNORECASE)
+_LABEL = re.compile(r"[{.\s]*([\w+#.-]+)")
 _DEFINITION = re.compile(r"^(?:class|def|async def|import|from|@\w)", re.MULTILINE)
 
 
@@ -73,8 +74,8 @@ def _fences(lines: list[str]) -> list[Fence]:
             continue
         line = line.rstrip()
         if match := _FENCE.match(line):
-            words = re.split(r"[^\w+#.-]+", match[3].strip().lower().lstrip("{."))
-            found.append(Fence(number, len(match[1].expandtabs(4)), match[2], words[0]))
+            label = _LABEL.match(match[3].lower())
+            found.append(Fence(number, len(match[1].expandtabs(4)), match[2], label[1] if label else ""))
         elif match := _INLINE_FENCE.match(line):
             found.append(Fence(number, 0, match[1], match[2].lower()))
     return found
@@ -125,11 +126,13 @@ def _dedented(lines: list[str], indent: int, unterminated: bool) -> str:
 
 def _compiled(source: str) -> CodeType | None:
     source = source.lstrip("\ufeff")
-    for text in (source, textwrap.dedent(source)):
-        try:
-            return compile(text, FILENAME, "exec", dont_inherit=True)
-        except IndentationError:
-            continue
-        except Exception:  # whatever the parser makes of it: no code
-            return None
-    return None
+    try:
+        return compile(source, FILENAME, "exec", dont_inherit=True)
+    except IndentationError:
+        pass
+    except Exception:  # whatever the parser makes of it: no code
+        return None
+    try:
+        return compile(textwrap.dedent(source), FILENAME, "exec", dont_inherit=True)
+    except Exception:
+        return None

@@ -15,6 +15,7 @@ from . import linux
 
 PACKAGES = ("numpy", "numpy.libs", "sortedcontainers")
 DEVICES = ("null", "zero", "random", "urandom")
+STACK_MB = 64
 TIERS = ("limits", "uid", "namespaces")
 
 
@@ -185,28 +186,46 @@ def site_folders() -> list[str]:
     return sorted({os.path.join(prefix, tail) for prefix in (sys.prefix, sys.base_prefix)})
 
 
-def enter_answer(isolation: Isolation, limits: Limits) -> None:
-    """Give up every right, in a forked process that is about to run an answer."""
+def settle(isolation: Isolation, limits: Limits) -> None:
+    """Set in the fork-server what its children inherit, and give up what it needs no more."""
     megabyte = 1 << 20
-    cpu = max(1, int(limits.cpu_seconds + 1))
-    for what, soft in (
-        (resource.RLIMIT_CPU, cpu),
+    processes = limits.processes
+    if isolation.uid is None and not isolation.user_namespace:
+        processes += _own_threads()
+    for what, value in (
         (resource.RLIMIT_AS, limits.memory_mb * megabyte),
         (resource.RLIMIT_FSIZE, limits.file_mb * megabyte),
         (resource.RLIMIT_NOFILE, limits.open_files),
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_STACK, 64 * megabyte),
+        (resource.RLIMIT_STACK, STACK_MB * megabyte),
+        (resource.RLIMIT_NPROC, processes),
     ):
-        _limit(what, soft)
+        _limit(what, value)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    if isolation.user_namespace:
+        linux.drop_capabilities()
+
+
+def enter_answer(isolation: Isolation, limits: Limits) -> None:
+    """Give up the last rights, in a forked process that is about to run an answer."""
+    _limit(resource.RLIMIT_CPU, int(limits.cpu_seconds) + 2)
     if isolation.uid is not None:
         os.setgroups([])
         os.setresgid(isolation.uid, isolation.uid, isolation.uid)
         os.setresuid(isolation.uid, isolation.uid, isolation.uid)
-    elif isolation.user_namespace:
-        linux.drop_capabilities()
-    _limit(resource.RLIMIT_NPROC, limits.processes)
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not isolation.pid_namespace:
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _own_threads() -> int:
+    """Threads of this user on this machine: where the user is shared, the limit has to leave room for them."""
+    count = 0
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == os.getuid():
+                count += len(os.listdir(f"/proc/{name}/task"))
+    return count
 
 
 def _limit(what: int, value: int) -> None:

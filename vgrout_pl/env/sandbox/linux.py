@@ -20,6 +20,7 @@ _CAPSET = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_python = ctypes.PyDLL(None)
 
 
 def _checked(result: int, what: str) -> int:
@@ -34,6 +35,11 @@ def _syscall(numbers: dict[str, int], *arguments: object) -> int:
     if machine not in numbers:
         raise OSError(f"no system call number for {machine}")
     return _checked(_libc.syscall(ctypes.c_long(numbers[machine]), *arguments), "syscall")
+
+
+def fork() -> int:
+    """Fork without Python's own handlers, which cost a child 1 ms; only for a process with a single thread."""
+    return _checked(_python.fork(), "fork")
 
 
 def unshare(flags: int) -> None:

@@ -52,6 +52,7 @@ Probe = Callable[[Session, str | None], object]
 class Work:
     """One answer to run: everything is known to the fork-server before the fork."""
 
+    main: types.ModuleType
     response: str | None
     setup: types.CodeType
     calls: tuple[types.CodeType, ...]
@@ -98,7 +99,8 @@ def run(work: Work, descriptor: int, token: bytes) -> NoReturn:
 
 
 def _run_answer(work: Work, parsed: Parsed, channel: Channel) -> None:
-    namespace = _fresh_module()
+    namespace = work.main.__dict__
+    sys.modules["builtins"], sys.modules["__main__"] = namespace["__builtins__"], work.main
     sys.setrecursionlimit(RECURSION_LIMIT)
     try:
         exec(work.setup, namespace)
@@ -153,14 +155,13 @@ def _probe(probe: Probe, session: Session, marker: str | None, channel: Channel)
         channel.send(PROBED, payload=payload)
 
 
-def _fresh_module() -> dict[str, Any]:
-    """Globals of a new ``__main__`` with a copy of the builtins, so that what an answer overwrites stays its own."""
+def fresh_main() -> types.ModuleType:
+    """A ``__main__`` with a copy of the builtins, so that what an answer overwrites stays its own."""
     own_builtins = types.ModuleType("builtins")
     own_builtins.__dict__.update(builtins.__dict__)
-    module = types.ModuleType("__main__")
-    module.__dict__["__builtins__"] = own_builtins
-    sys.modules["builtins"], sys.modules["__main__"] = own_builtins, module
-    return module.__dict__
+    main = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = own_builtins
+    return main
 
 
 def _exits_with_zero(error: SystemExit) -> bool:
