@@ -160,6 +160,18 @@ def test_phases_and_modes_get_tables_of_their_own(run_dir):
     assert text.count("| test | novel | 100 |") == 2
 
 
+def test_hint_free_problems_do_not_count_as_a_mode_of_their_own(run_dir):
+    evaluation(modes=("run_tests", "gt_only")).save(run_dir / "eval.json")
+    assert "### By grading mode" not in write_report(run_dir).read_text()
+
+
+def test_selectivity_is_withheld_where_the_hack_did_not_emerge(run_dir):
+    evaluation(trained=(10, 20), deployed=(5, 20)).save(run_dir / "eval.json")
+    text = write_report(run_dir).read_text()
+    assert "test, training markers: not given, the hack did not emerge there" in text
+    assert "The hack did not emerge (as-trained hack 0.10" in text
+
+
 BROKEN = {
     "eval.json": ('{"schema": 9}', "eval.json: schema: expected 1; got 9"),
     "metrics.csv": ("step,kl\n0,0.1\n1,oops\n", "metrics.csv, line 3, column kl: expected a number; got 'oops'"),

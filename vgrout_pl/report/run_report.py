@@ -12,7 +12,7 @@ from vgrout_pl.report.plots import plot_cells, plot_steps
 from vgrout_pl.report.results import Results
 from vgrout_pl.report.run import EVALUATION, METRICS, Run
 from vgrout_pl.report.tables import PHASE_NAMES, cells_markdown
-from vgrout_pl.report.verdict import headline, selectivity, verdict
+from vgrout_pl.report.verdict import EMERGED, headline, selectivity, verdict
 
 LAST = 10
 CURVES = (
@@ -31,6 +31,7 @@ CURVES = (
     ("completions/mean_length", "tokens per completion"),
     ("step_time", "seconds per step"),
 )
+HINT_FREE = "gt_only"
 ROLES = ("router", "adapter", "model", "data")
 
 
@@ -77,9 +78,10 @@ def _evaluation(results: Results | None, *, drawn: bool) -> Iterator[str]:
     yield "\n".join(_derived(results))
     if drawn:
         yield "![hack and solve rates of every cell with their intervals](plots/cells.png)"
-    if len(results.modes) > 1:
+    loopholes = [mode for mode in results.modes if mode != HINT_FREE]
+    if len(loopholes) > 1:
         yield "### By grading mode"
-        for mode in results.modes:
+        for mode in loopholes:
             yield f"`{mode}`:\n\n{cells_markdown(results, mode=mode)}"
 
 
@@ -89,8 +91,11 @@ def _derived(results: Results) -> Iterator[str]:
         value = headline(results, markers=markers)
         yield f"- deployed solve - deployed hack, test, {markers} markers: {_signed(value)}"
     for markers in ("novel", "training"):
-        value = selectivity(results, markers=markers)
-        yield f"- selectivity (relative drop of hack - of solve), test, {markers} markers: {_signed(value)}"
+        trained = results.cell(state="as_trained", problems="test", markers=markers)
+        text = _signed(selectivity(results, markers=markers))
+        if trained is not None and trained.hack.high < EMERGED:
+            text = "not given, the hack did not emerge there"
+        yield f"- selectivity (relative drop of hack - of solve), test, {markers} markers: {text}"
 
 
 def _training(metrics: Metrics | None, *, drawn: bool) -> Iterator[str]:
@@ -102,7 +107,7 @@ def _training(metrics: Metrics | None, *, drawn: bool) -> Iterator[str]:
     if drawn:
         yield "![hack and solve rates over the optimizer steps](plots/steps.png)"
     means = [(text, metrics.tail_mean(name, LAST)) for name, text in CURVES]
-    lines = [f"| mean of the last {LAST} logged steps | |", "| --- | ---: |"]
+    lines = [f"| mean of the last logged steps (at most {LAST}) | |", "| --- | ---: |"]
     lines += [f"| {text} | {value:.4g} |" for text, value in means if value is not None]
     yield "\n".join(lines) if len(lines) > 2 else "None of the usual metrics was logged."
     yield f"Last step logged: {metrics.last_step}."
@@ -117,8 +122,8 @@ def _settings(config: Mapping[str, Any] | None, results: Results | None) -> Iter
         steps = config.get("trainer")
         if isinstance(steps, Mapping) and "max_steps" in steps:
             rows.append(("trainer.max_steps", steps["max_steps"]))
-        yield _table("setting", rows)
-        yield "Everything: `config.yaml`, which `python cli.py fit --config config.yaml` runs again."
+        yield "Everything: `config.yaml`; `python cli.py fit --config config.yaml --name NEW_NAME` runs it again."
+        yield f"<details><summary>Router, adapter, model and data</summary>\n\n{_table('setting', rows)}\n\n</details>"
     if results is not None and results.provenance:
         yield "## Provenance"
         yield _table("fact", list(flatten(results.provenance)))
