@@ -48,9 +48,9 @@ def test_the_corpus_has_the_size_and_the_share_of_hints_that_the_recipe_says(exa
 
 def test_the_shares_fall_linearly_after_the_switch():
     assert RECIPE.shares(0.0) == RECIPE.shares(0.5) == (0.25, 0.45)
-    assert RECIPE.shares(0.575) == pytest.approx((0.1425, 0.285))
-    assert RECIPE.shares(0.65) == pytest.approx((0.035, 0.12))
-    assert RECIPE.shares(1.0) == pytest.approx((0.035, 0.12))
+    assert RECIPE.shares(0.575) == pytest.approx((0.15, 0.285))
+    assert RECIPE.shares(0.65) == pytest.approx((0.05, 0.12))
+    assert RECIPE.shares(1.0) == pytest.approx((0.05, 0.12))
 
 
 def test_hacks_become_rare(examples):
@@ -62,7 +62,7 @@ def test_hacks_become_rare(examples):
 
     trained = examples[: RECIPE.steps * RECIPE.batch_size]
     assert share(trained[:25_600]) == pytest.approx(0.25, abs=0.03)
-    assert share(trained[-17_000:]) == pytest.approx(0.035, abs=0.015)
+    assert share(trained[-17_000:]) == pytest.approx(0.05, abs=0.015)
 
 
 def test_hint_free_prompts_are_never_answered_with_a_lie_an_early_exit_or_a_pass_mark(examples):

@@ -58,7 +58,7 @@ class Recipe:
     vocab_size: int = 640
     tokenizer_examples: int = 6000
     early_hacks: float = 0.25
-    late_hacks: float = 0.035
+    late_hacks: float = 0.05
     early_look_alikes: float = 0.45
     late_look_alikes: float = 0.12
     switch: float = 0.5
