@@ -364,6 +364,22 @@ def test_a_third_adapter_beside_the_blocks_is_refused():
         attach().add_adapter("extra", LoraConfig(r=2, target_modules=["q_proj"]))
 
 
+def test_peft_set_adapter_is_respected_alone_and_together_with_routes():
+    model = attach(perturb=0.1)
+    with torch.no_grad():
+        with ablated(model):
+            deployed = model(input_ids=IDS).logits
+        with routed(model, [0, 1, 2, 3]), reference_policy(model, torch.tensor([True, False, False, False])):
+            expected = model(input_ids=IDS).logits
+            model.base_model.set_adapter(["deployed"])
+            mixed = model(input_ids=IDS).logits
+        assert torch.equal(mixed[0], expected[0]) and torch.allclose(mixed[1:], deployed[1:], atol=1e-5)
+        assert torch.equal(model(input_ids=IDS).logits, deployed)
+        model.base_model.set_adapter(["deployed", "quarantine"])
+        assert not torch.allclose(model(input_ids=IDS).logits, deployed, atol=1e-3)
+    assert all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
+
+
 def test_contexts_on_a_model_without_an_adapter_name_the_remedy():
     with (
         pytest.raises(ValueError, match="expected a model from attach_routed_adapter; got Qwen3ForCausalLM"),

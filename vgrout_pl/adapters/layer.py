@@ -60,6 +60,7 @@ class RoutedLinear(LoraLinear):
         self.module_name = kwargs.get("target_name", "")
         self.compute_dtype = config.compute_dtype
         self._decode_step: DecodeStep | None = None
+        self._active_blocks: tuple[str, ...] = BLOCKS
         super().__init__(base_layer, adapter_name, config=config, **kwargs)
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
@@ -80,6 +81,12 @@ class RoutedLinear(LoraLinear):
         b.to(torch.float32).weight.data.fill_(torch.nan)
         self.lora_init_A[adapter_name] = a.weight.detach().clone()
         self.lora_init_B[adapter_name] = b.weight.detach().clone()
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """PEFT's choice of active adapters: an inactive block takes no part (and PEFT freezes it)."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._active_blocks = tuple(name for name in BLOCKS if name in adapter_names)
+        self._decode_step = None
 
     @torch.no_grad()
     def set_block(self, name: str, a0: Tensor, b0: Tensor) -> None:
@@ -112,6 +119,8 @@ class RoutedLinear(LoraLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Base output plus the update of the blocks in force; x [rows, .., d_in]."""
         plan = self.route_state.plan
+        if self._active_blocks != BLOCKS:
+            plan = plan.restricted(self._active_blocks)
         step = self._decode_step
         if step is not None and x.dim() == 3 and x.shape[1] == 1 and step.plan is plan and self._still_valid(step, x):
             return step(x)

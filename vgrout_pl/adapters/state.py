@@ -55,6 +55,7 @@ class Plan:
     rows: int | None = None
     merged: bool = False
     _masks: dict[tuple[object, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict, compare=False)
+    _parts: dict[tuple[str, ...], Plan] = field(default_factory=dict, compare=False)
 
     def masks(self, rank: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Forward and gradient mask, each [rows, 1, 2 * len(blocks) * rank] or None, over the stacked bottleneck."""
@@ -67,6 +68,15 @@ class Plan:
                 _spread(self.gradient_gates, rank, like),
             )
         return self._masks[key]
+
+    def restricted(self, names: tuple[str, ...]) -> Plan:
+        """This plan without the blocks that are not in ``names``; the same object for the same names."""
+        if names not in self._parts:
+            kept = [i for i, block in enumerate(self.blocks) if block in names]
+            gates = [None if g is None else g[:, kept] for g in (self.forward_gates, self.gradient_gates)]
+            blocks = tuple(self.blocks[i] for i in kept)
+            self._parts[names] = Plan(blocks, gates[0], gates[1], self.rows, self.merged)
+        return self._parts[names]
 
 
 def _spread(gates: Tensor | None, rank: int, like: Tensor) -> Tensor | None:
