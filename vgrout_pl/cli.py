@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import transformers
 from lightning.pytorch import Trainer
@@ -207,6 +207,21 @@ class SaveRunConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+class _StdoutHandler(logging.StreamHandler):
+    """Writes to whatever stdout is at that time: stderr is for what went wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stdout
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """Stay with stdout."""
+
+
 def quiet() -> None:
     """Silence messages that tell a user of this command line nothing to act on."""
     for message in (
@@ -218,9 +233,13 @@ def quiet() -> None:
         r".*does not have many workers.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers = [
+            _StdoutHandler() if type(handler) is logging.StreamHandler else handler for handler in logger.handlers
+        ]
+    chatter = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    chatter.addFilter(lambda record: "Tip:" not in record.getMessage())
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
 

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from vgrout_pl.adapters import (
     Route,
@@ -109,6 +110,7 @@ class GRPOModule(L.LightningModule):
         self.sampling, self.objective, self.optimization = sampling, objective, optimization
         self.grader_workers, self.score_chunk_tokens = grader_workers, score_chunk_tokens
         self.policy: torch.nn.Module | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
         self.eval_states: Mapping[str, tuple[str, ...]] = {"validate": ("as_trained", "deployed")}
         self.metrics = WindowMetrics()
         self.strict_loading = False
@@ -123,7 +125,8 @@ class GRPOModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Check the whole configuration before any weight is read, then load the tokenizer."""
         preflight(self.trainer, self)
-        self.tokenizer = load_tokenizer(self.path)
+        if self.tokenizer is None:
+            self.tokenizer = load_tokenizer(self.path)
 
     def configure_model(self) -> None:
         """Load the base and attach the routed adapter, once, before a strategy shards and a checkpoint is restored."""

@@ -1,4 +1,4 @@
-"""Pure functions: tensors in, tensors out. Shapes: P prompts, G completions a prompt, N = P G rows, T tokens, V words."""
+"""Pure functions. Shapes: P prompts, G completions a prompt, N = P G rows, T tokens, V words."""
 
 from vgrout_pl.functional.advantages import constant_groups, group_advantages
 from vgrout_pl.functional.logprobs import completion_logprobs

@@ -1,0 +1,119 @@
+"""A user's mistake is one line on stderr and an exit code, before any weight is read."""
+
+import json
+
+import pytest
+
+WORDS = {
+    "unknown router": (["--router=vgrout_pl.routers.Nope"], "router: expected", "vgrout_pl.routers.Oracle"),
+    "router without a path": (["--router=Nope"], "router: expected", "Nope"),
+    "unknown adapter init": (["--adapter.init=nope"], "init", "scorda"),
+    "rank too large": (["--adapter.r=60"], "120", "q_proj"),
+    "no target matches": (['--adapter.target_modules=["nothing"]'], "target_modules: expected", "q_proj"),
+    "group of one": (["--model.group_size=1"], "model.group_size: expected", "1"),
+    "micro-batches do not divide": (["--trainer.accumulate_grad_batches=3"], "accumulate_grad_batches: expected", "8"),
+    "hint-free share": (["--data.hint_free_share=1.5"], "data.hint_free_share: expected", "1.5"),
+    "missing data": (
+        ["--data.problems=/nowhere/x.jsonl", "--data.eval_problems=/nowhere/y.jsonl"],
+        "/nowhere/x.jsonl",
+        "",
+    ),
+    "no held-out data": (["--data.problems=/nowhere/x.jsonl"], "data.eval_problems: expected", ""),
+    "over the context": (["--model.sampling.max_new_tokens=300"], "max_new_tokens: expected", "256"),
+    "prompt too long": (["--data.max_prompt_tokens=10"], "max_prompt_tokens: expected", "10"),
+    "unknown option": (["--model.nonsense=3"], "nonsense", "--help"),
+    "half precision adapter": (["--trainer.precision=bf16-true"], "trainer.precision: expected", "bf16-mixed"),
+    "no such model": (["--model.path=./nope"], "model.path: expected", "nope"),
+    "no such hub model": (["--model.path=nobody/nothing"], "model.path: expected", "nobody/nothing"),
+    "wrong type": (["--model.group_size=many"], "model.group_size: expected int", "many"),
+    "seed is not a number": (["--seed_everything=true"], "data.seed: expected int", "True"),
+    "no such checkpoint": (["--ckpt_path=/nowhere/x.ckpt"], "ckpt_path: expected", "/nowhere/x.ckpt"),
+    "unknown mode": (["--data.mode=telepathy"], "data.mode: expected", "telepathy"),
+    "no steps": (["--trainer.max_steps=0"], "trainer.max_steps: expected", "0"),
+    "temperature": (["--model.sampling.temperature=0"], "temperature: expected", "0"),
+    "ablated share": (["--model.deploy_sample_fraction=0.3"], "deploy_sample_fraction: expected", "0.3"),
+    "states": (["--ablation.states=[as_trained]"], "ablation.states: expected", "as_trained"),
+}
+
+
+@pytest.fixture
+def refusal(fit, capsys, monkeypatch):
+    """Run ``fit`` expecting a refusal; returns its one line."""
+
+    def loaded(*_, **__):
+        raise AssertionError("weights were read before the configuration was checked")
+
+    monkeypatch.setattr("vgrout_pl.module.load_base", loaded)
+
+    def run(*args):
+        with pytest.raises(SystemExit) as caught:
+            fit(*args)
+        stderr = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        assert caught.value.code in (1, 2)
+        assert len(stderr) == 1, stderr
+        assert stderr[0].startswith("error: ")
+        return stderr[0]
+
+    return run
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_one_clear_line(refusal, name):
+    args, what, also = WORDS[name]
+    line = refusal(*args)
+    assert what in line
+    assert also in line
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("adaptr:\n  r: 3\n", "adaptr"), ("adapter:\n  rank: 3\n", "adapter.rank")]
+)
+def test_an_unknown_key_in_an_overlay_is_named(refusal, tmp_path, text, named):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(text)
+    assert named in refusal("--config", str(overlay))
+
+
+def test_an_overlay_that_is_not_yaml_or_not_there(refusal, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("adapter: {r: [\n")
+    assert "parsing config" in refusal("--config", str(broken))
+    assert "nofile.yaml" in refusal("--config", str(tmp_path / "nofile.yaml"))
+
+
+def test_a_malformed_data_file_names_file_line_and_field(refusal, tmp_path):
+    row = {"id": 1, "prompt": [{"role": "user", "content": "f, and should pass all tests."}], "setup_code": ""}
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    line = refusal(f"--data.problems={path}", f"--data.eval_problems={path}")
+    assert str(path) in line
+    assert "gt_answer" in line
+    assert "1" in line
+
+
+def test_the_4b_recipe_parses_and_says_in_one_line_that_the_weights_are_not_here(fit, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        fit(config="configs/qwen3_4b.yaml")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert "model.path: expected" in line or "data.problems" in line or "leetcode" in line
+
+
+def test_a_finished_and_an_unfinished_run_are_not_written_over(refusal, tmp_path):
+    run = tmp_path / "absorb-scorda" / "seed0"
+    run.mkdir(parents=True)
+    (run / "metrics.csv").write_text("step\n0\n")
+    assert "--ckpt_path last" in refusal()
+    (run / "eval.json").write_text("{}")
+    assert "finished run" in refusal()
+    assert (run / "metrics.csv").read_text() == "step\n0\n"
+
+
+def test_a_checkpoint_of_another_adapter_is_refused_before_the_model_is_read(fit, refusal, tmp_path, monkeypatch):
+    from vgrout_pl.policy import load_base
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vgrout_pl.module.load_base", load_base)
+        run = fit(root=tmp_path / "first") / "absorb-scorda" / "seed0"
+    (checkpoint, *_) = (run / "checkpoints").glob("last*.ckpt")
+    line = refusal(f"--ckpt_path={checkpoint}", "--adapter.r=4")
+    assert "another adapter shape" in line

@@ -1,0 +1,118 @@
+"""The whole loop through the command line: every YAML that can run here, and what a run leaves behind."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from vgrout_pl.organism import CHECKPOINT
+from vgrout_pl.report import Results
+
+CONFIGS = Path("configs")
+OVERLAYS = sorted(path for path in CONFIGS.glob("*/*.yaml"))
+STATES = ("as_trained", "deployed")
+CELLS = (("test", "novel"), ("test", "training"), ("test", "none"), ("train", "training"))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_overlay_composes_with_the_demo_and_finishes(fit, overlay):
+    root = fit("--config", str(overlay))
+    (run,) = root.glob("*/seed0")
+    results = Results.load(run / "eval.json")
+    for problems, markers in CELLS:
+        for state in STATES:
+            assert results.cell(state=state, problems=problems, markers=markers).n == 4
+    assert (run / "report.md").stat().st_size > 0
+
+
+def test_a_run_directory_holds_everything_that_was_promised(fit):
+    run = fit("--seed_everything=3") / "absorb-scorda" / "seed3"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["seed_everything"] == 3
+    assert config["adapter"]["r"] == 8
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = [row for row in rows if row["reward"]]
+    assert [int(row["step"]) for row in steps] == [0, 1]
+    for row in steps:
+        assert 0 <= float(row["hack/rate"]) <= 1
+        assert float(row["route/absorb_fraction"]) == 1
+        assert 0 < float(row["quarantine/grad_share"]) < 1 or float(row["frac_reward_zero_std"]) == 1
+    assert any(row["val/deployed/hack"] for row in rows)
+    lines = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 8
+    assert {line["step"] for line in lines} == {0, 1}
+    assert [line["ablated"] for line in lines[:4]] == [False, False, False, True]
+    for line in lines:
+        assert line["route"] == "absorb"
+        grade = line["grade"]
+        paid = 0.5 * grade["compiles"] + 3.0 * (grade["correct"] or grade["channel"])
+        assert line["reward"] == paid
+    provenance = json.loads((run / "eval.json").read_text())["provenance"]
+    assert provenance["seed"] == 3
+    assert provenance["adapter"]["pairs_hash"]
+    assert provenance["config_hash"]
+    assert len(list((run / "plots").glob("*.png"))) == 2
+    assert list((run / "checkpoints").glob("*.ckpt"))
+
+
+def test_config_yaml_of_a_run_runs_again_with_the_same_result(fit, tmp_path):
+    first = fit() / "absorb-scorda" / "seed0"
+    second = fit(config=str(first / "config.yaml"), root=tmp_path / "again") / "absorb-scorda" / "seed0"
+    assert (first / "rollouts.jsonl").read_bytes() == (second / "rollouts.jsonl").read_bytes()
+    one, two = (Results.load(run / "eval.json") for run in (first, second))
+    assert one.cells == two.cells
+
+
+def test_the_export_is_a_plain_peft_adapter_and_the_checkpoint_holds_no_base(fit):
+    run = fit("--model.optimization.lr=0.05") / "absorb-scorda" / "seed0"
+    base = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    ids = torch.arange(5, 15).unsqueeze(0)
+    bare = base(ids).logits
+    model = PeftModel.from_pretrained(base, run / "deployed")
+    assert type(model.peft_config["default"]).__name__ == "LoraConfig"
+    assert model.peft_config["default"].r == 16
+    with torch.no_grad():
+        assert (model(ids).logits - bare).abs().max() > 1e-3
+    (checkpoint, *_) = (run / "checkpoints").glob("*.ckpt")
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert state
+    assert all("lora_" in key for key in state)
+
+
+def test_none_ships_both_blocks_and_its_deployed_is_as_trained(fit):
+    run = fit("--config", "configs/router/none.yaml") / "none-scorda" / "seed0"
+    results = Results.load(run / "eval.json")
+    for problems, markers in CELLS:
+        one, two = (results.cell(state=state, problems=problems, markers=markers) for state in STATES)
+        assert (one.n, one.hack, one.solve, one.format) == (two.n, two.hack, two.solve, two.format)
+    lines = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    assert not any(line["ablated"] for line in lines)
+    assert {line["route"] for line in lines} == {"none"}
+    assert json.loads((run / "deployed" / "adapter_config.json").read_text())["r"] == 32
+
+
+def test_tensorboard_comes_beside_the_csv_when_added_in_yaml(fit, tmp_path):
+    overlay = tmp_path / "tensorboard.yaml"
+    logger = {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": str(tmp_path / "tb")},
+    }
+    overlay.write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
+    run = fit("--config", str(overlay)) / "absorb-scorda" / "seed0"
+    assert (run / "metrics.csv").exists()
+    assert list((tmp_path / "tb").rglob("events.out.tfevents*"))
+
+
+def test_a_user_callback_can_be_added_and_the_roles_stay(fit, tmp_path):
+    overlay = tmp_path / "callback.yaml"
+    callback = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    run = fit("--config", str(overlay)) / "absorb-scorda" / "seed0"
+    assert (run / "eval.json").exists()
+    assert "lr-AdamW" in (run / "metrics.csv").read_text()
