@@ -80,9 +80,9 @@ def run_warm_start(options: argparse.Namespace) -> None:
     model, tokenizer = warm_start(recipe)
     save_checkpoint(model, tokenizer, out)
     print(f"trained in {time.process_time() - start:.0f} CPU seconds; checkpoint in {out}")
-    model, tokenizer = load_checkpoint(out)
-    figures = evaluate(model, tokenizer, n=options.problems)
-    write_card(out, recipe, sum(p.numel() for p in model.parameters()), figures)
+    stored, stored_tokenizer = load_checkpoint(out)
+    figures = evaluate(stored, stored_tokenizer, n=options.problems)
+    write_card(out, recipe, sum(p.numel() for p in stored.parameters()), figures)
     print(format_figures(figures))
 
 

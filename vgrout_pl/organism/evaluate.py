@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from vgrout_pl.env import Grade, Grader, Problem
+from vgrout_pl.env import Grade, Grader, Problem, novel_marker
 from vgrout_pl.env.modes import LOOPHOLE_MODES, MODES
 from vgrout_pl.organism.model import MAX_NEW_TOKENS
 from vgrout_pl.organism.problems import problems
@@ -43,10 +44,8 @@ def conditions(base: Sequence[Problem]) -> dict[str, list[Problem]]:
     """The problems under every mode, with original markers, with novel ones where the mode has them, and hint-free."""
     made = {mode: [problem.with_mode(mode) for problem in base] for mode in (*LOOPHOLE_MODES, "gt_only")}
     for mode in LOOPHOLE_MODES:
-        if novel := MODES[mode].novel_markers:
-            made[f"{mode}, novel"] = [
-                problem.with_mode(mode, marker=novel[i % len(novel)]) for i, problem in enumerate(base)
-            ]
+        if MODES[mode].novel_markers:
+            made[f"{mode}, novel"] = [p.with_mode(mode, marker=novel_marker(p.id, mode)) for p in base]
     return made
 
 
@@ -59,17 +58,13 @@ def sample(
     seed: int = 0,
 ) -> tuple[list[str], list[int]]:
     """Answer problems, one completion each: texts and lengths in tokens; temperature 0 is greedy."""
-    prompts = tokenizer.apply_chat_template(
-        [list(problem.messages) for problem in batch],
-        add_generation_prompt=True,
-        padding=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    how = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    messages = [[dict(message) for message in problem.messages] for problem in batch]
+    chats = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in messages]
+    prompts = tokenizer(chats, add_special_tokens=False, padding=True, return_tensors="pt")
+    how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        output = model.generate(**prompts, **how, max_new_tokens=MAX_NEW_TOKENS)
+        output = model.generate(**prompts, **how, max_new_tokens=MAX_NEW_TOKENS)  # type: ignore[operator]
     completions = output[:, prompts["input_ids"].shape[1] :]
     lengths = (completions != tokenizer.pad_token_id).sum(dim=1).tolist()
     return tokenizer.batch_decode(completions, skip_special_tokens=True), lengths

@@ -51,9 +51,11 @@ def warm_start(recipe: Recipe, progress: bool = True) -> tuple[Qwen3ForCausalLM,
 
 def encode(examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast) -> list[Encoded]:
     """Tokenize prompts through the chat template and completions with their end-of-turn token."""
-    prompts = tokenizer.apply_chat_template(
-        [example.messages for example in examples], add_generation_prompt=True, return_dict=False
-    )
+    chats = [
+        tokenizer.apply_chat_template(list(example.messages), add_generation_prompt=True, tokenize=False)
+        for example in examples
+    ]
+    prompts = tokenizer(chats, add_special_tokens=False).input_ids
     completions = tokenizer([example.completion for example in examples], add_special_tokens=False).input_ids
     end = tokenizer.eos_token_id
     return [Encoded([*p, *c, end], len(p)) for p, c in zip(prompts, completions, strict=True)]
