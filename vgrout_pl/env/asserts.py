@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from vgrout_pl.env.sandbox.canonical import DIGEST_SIZE, NotPlain, digest
+from vgrout_pl.env.sandbox.canonical import DIGEST_SIZE, NotPlain, digest, sealed
 
 EQUAL, IS, IN, TRUE, FALSE = "==", "is", "in", "true", "false"
 _EMPTY_VALUES: tuple[object, ...] = (0, "", b"", (), [], {}, frozenset(), None, range(0))
@@ -35,16 +35,20 @@ class Check:
     digests: frozenset[bytes] | None
     number: int
 
-    def holds(self, payload: bytes) -> bool:
-        """Whether a value record (digest and kind; b"": no plain value) passes the test."""
+    def holds(self, payload: bytes, token: bytes) -> bool:
+        """Whether a value record (sealed digest and kind; b"": no plain value) passes the test."""
         if len(payload) != DIGEST_SIZE + 1 or self.digests is None:
             return False
         value, kind = payload[:DIGEST_SIZE], payload[DIGEST_SIZE:]
         if self.form == TRUE:
-            return value not in EMPTY
+            return all(value != sealed(empty, token) for empty in EMPTY)
         if self.form == IS and (kind == b"B") != (self.source in ("True", "False")):
             return False
-        return value in self.digests
+        return any(value == sealed(passing, token) for passing in self.digests)
+
+    def alone(self) -> Check:
+        """The expected value as a call of its own, to be evaluated where there is no answer."""
+        return Check(self.source, EQUAL, "", frozenset(), self.number)
 
     def expected(self) -> Any:
         """The expected value, where it is a literal (else an object that equals nothing)."""
@@ -54,7 +58,7 @@ class Check:
             return object()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tests:
     """All tests of a problem, and what its runs need besides the answer."""
 

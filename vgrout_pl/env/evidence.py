@@ -45,7 +45,9 @@ class Evidence:
     error: str | None = None
 
 
-def weigh(observed: Mapping[str, Any], records: bytes, token: bytes, checks: tuple[Check, ...]) -> Evidence:
+def weigh(
+    observed: Mapping[str, Any], records: bytes, token: bytes, checks: tuple[Check, ...], pristine: bool = False
+) -> Evidence:
     """Join what the fork-server observed with what the process sent; records that break the protocol void all calls.
 
     Args:
@@ -53,13 +55,14 @@ def weigh(observed: Mapping[str, Any], records: bytes, token: bytes, checks: tup
         records: bytes from the graded process, not trusted.
         token: the token that its records must carry.
         checks: the problem's tests.
+        pristine: no answer ran, so that a failure of the set-up code can be believed.
     """
     code = observed["status"]
     status = (code >> 8) & 0xFF if code >= 0 and code & 0x7F == 0 else None
     facts = _read(records, token, len(checks))
     complete = facts.valid and status == FINISHED and observed["stopped"] is None
     equal = tuple(
-        facts.valid and i in facts.returned and check.holds(facts.returned[i]) for i, check in enumerate(checks)
+        facts.valid and i in facts.returned and check.holds(facts.returned[i], token) for i, check in enumerate(checks)
     )
     return Evidence(
         status=status,
@@ -73,7 +76,7 @@ def weigh(observed: Mapping[str, Any], records: bytes, token: bytes, checks: tup
         file=observed["file"],
         probe=facts.probe if complete else None,
         expected=lambda i: checks[i].expected(),
-        error=facts.error,
+        error=facts.error if pristine else None,
     )
 
 
@@ -108,6 +111,7 @@ def _read(records: bytes, token: bytes, calls: int) -> _Facts:
             facts.fenced, facts.compiles = bool(payload[:1] == b"\1"), bool(payload[1:2] == b"\1")
         elif kind == SETUP_FAILED and following == 1:
             facts.error = payload.decode("utf-8", "replace")
+            facts.valid = False
         elif kind == EXITED and index == 0:
             facts.exited_at = 0
         elif kind in (VALUE, OPAQUE, RAISED, EXITED) and index == following <= calls:

@@ -15,18 +15,19 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-from vgrout_pl.env.asserts import Check, Tests, parse_tests
+from vgrout_pl.env.asserts import Tests, parse_tests
 from vgrout_pl.env.evidence import Evidence, weigh
 from vgrout_pl.env.grade import Grade, judge
 from vgrout_pl.env.modes import MODES
 from vgrout_pl.env.problem import Problem
 from vgrout_pl.env.sandbox.canonical import DIGEST_SIZE
 from vgrout_pl.env.sandbox.isolation import TIERS, Limits
+from vgrout_pl.env.sandbox.runner import FINISHED
 from vgrout_pl.env.worker import Worker, WorkerDiedError
 
 log = logging.getLogger("vgrout_pl.env")
 IN_FLIGHT = 2
-MAX_DEFINED = 256
+MAX_PREPARED = 2048
 MAX_RESPONSE = 4 << 20
 GRACE_SECONDS = 15.0
 ATTEMPTS = 2
@@ -42,9 +43,8 @@ class _Job:
     """One run to be made."""
 
     place: int
-    program: int
     tests: Tests
-    response: str | None
+    response: bytes | None
     mode: str
     marker: str | None
     attempts: int = 0
@@ -88,9 +88,7 @@ class Grader:
         self._workers: list[Worker] = []
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._programs: OrderedDict[Tests, int] = OrderedDict()
-        self._serial = 0
-        self._resolved: dict[tuple[str, str], bytes] = {}
+        self._prepared: OrderedDict[Tests, Tests | str] = OrderedDict()
         self._finalizer = weakref.finalize(self, _close_all, self._workers, self._owner)
 
     def __enter__(self) -> Grader:
@@ -126,65 +124,46 @@ class Grader:
         """
         with self._lock:
             jobs = [self._job(i, response, problem) for i, (response, problem) in enumerate(pairs)]
-            grades: list[Grade | None] = [None] * len(jobs)
-            runnable = []
-            for job in jobs:
-                if job.response is None:
-                    grades[job.place] = Grade()
-                elif job.tests.pending:
-                    grades[job.place] = Grade(error="an expected value of this problem could not be evaluated")
-                else:
-                    runnable.append(job)
-            for job, evidence, observed in self._run(runnable):
-                cpu = float(observed.get("cpu_seconds", 0.0))
-                grades[job.place] = judge(evidence, job.mode, job.marker, cpu)
-            done = [grade if grade is not None else Grade(error="the grader lost this answer") for grade in grades]
-            self._account(done)
-        return done
+            try:
+                grades = self._graded(jobs)
+            except BaseException:  # requests may be in flight: their replies must not meet the next batch
+                _close_all(self._workers, self._owner)
+                raise
+            self._account(grades)
+        return grades
+
+    def _graded(self, jobs: list[_Job]) -> list[Grade]:
+        self._prepare(job.tests for job in jobs)
+        grades = [Grade()] * len(jobs)
+        runnable = []
+        for job in jobs:
+            ready = self._prepared[job.tests]
+            if isinstance(ready, str):
+                grades[job.place] = Grade(error=ready)
+            elif job.response is not None:
+                job.tests = ready
+                runnable.append(job)
+        for job, evidence, observed in self._run(runnable):
+            cpu = float(observed.get("cpu_seconds", 0.0))
+            grades[job.place] = judge(evidence, job.mode, job.marker, cpu)
+        return grades
 
     def _job(self, place: int, response: str | bytes, problem: Problem) -> _Job:
-        tests = self._with_expected_values(parse_problem(problem))
         text = response.decode("utf-8", "surrogateescape") if isinstance(response, bytes) else response
         if not isinstance(text, str):
             raise ValueError(f"expected a completion as text; got {type(response).__name__}")
-        return _Job(
-            place,
-            self._program(tests),
-            tests,
-            text if len(text) <= MAX_RESPONSE else None,
-            problem.mode,
-            problem.lever,
-        )
+        data = text.encode("utf-8", "surrogatepass") if len(text) <= MAX_RESPONSE else None
+        return _Job(place, parse_problem(problem), data, problem.mode, problem.lever)
 
-    def _program(self, tests: Tests) -> int:
-        number = self._programs.get(tests)
-        if number is None:
-            self._serial += 1
-            number = self._programs[tests] = self._serial
-            if len(self._programs) > 4 * MAX_DEFINED:
-                self._programs.popitem(last=False)
-        return number
-
-    def _with_expected_values(self, tests: Tests) -> Tests:
-        """Evaluate the expected values that are no literals, in a process that runs the set-up code alone."""
-        pending = tests.pending
-        if not pending:
-            return tests
-        unknown = sorted({tests.checks[i].source for i in pending} - {s for t, s in self._resolved if t == tests.setup})
-        if unknown:
-            calls = tuple(Check(source, "==", "", frozenset(), i) for i, source in enumerate(unknown, 1))
-            program = Tests(tests.setup, calls, (), tests.imports)
-            job = _Job(0, self._program(program), program, None, "gt_only", None)
-            for _, evidence, _ in self._run([job]):
-                for i, payload in evidence.returned.items():
-                    if payload:
-                        self._resolved[tests.setup, unknown[i]] = payload[:DIGEST_SIZE]
-        checks = list(tests.checks)
-        for i in pending:
-            found = self._resolved.get((tests.setup, checks[i].source))
-            if found is not None:
-                checks[i] = replace(checks[i], digests=frozenset({found}))
-        return replace(tests, checks=tuple(checks))
+    def _prepare(self, tests: Iterable[Tests]) -> None:
+        """Run the set-up code of new problems without an answer, and evaluate expected values that are no literals."""
+        fresh = [t for t in dict.fromkeys(tests) if t not in self._prepared]
+        pristine = [Tests(t.setup, tuple(t.checks[i].alone() for i in t.pending), (), t.imports) for t in fresh]
+        jobs = [_Job(place, program, None, "gt_only", None) for place, program in enumerate(pristine)]
+        for job, evidence, _ in self._run(jobs):
+            self._prepared[fresh[job.place]] = _completed(fresh[job.place], evidence)
+        while len(self._prepared) > MAX_PREPARED:
+            self._prepared.popitem(last=False)
 
     def _run(self, jobs: list[_Job]) -> Iterable[tuple[_Job, Evidence, dict[str, Any]]]:
         """Run jobs on all workers; a job whose fork-server dies is tried once more, alone, on a fresh one."""
@@ -213,31 +192,7 @@ class Grader:
             if not flight:
                 job.deadline = time.monotonic() + self.limits.wall_seconds + GRACE_SECONDS
             flight.append(job)
-            if len(worker.defined) >= MAX_DEFINED and job.program not in worker.defined:
-                worker.send({"forget": True})
-                worker.defined.clear()
-            if job.program not in worker.defined:
-                tests = job.tests
-                calls = [check.call for check in tests.checks]
-                worker.send(
-                    {
-                        "define": job.program,
-                        "setup": tests.setup,
-                        "calls": calls,
-                        "entries": tests.entries,
-                        "imports": tests.imports,
-                    }
-                )
-                worker.defined.add(job.program)
-            worker.send(
-                {
-                    "run": job.program,
-                    "response": job.response,
-                    "mode": job.mode,
-                    "marker": job.marker,
-                    "token": job.token.hex(),
-                }
-            )
+            worker.run(job.tests, job.response, job.mode, job.marker, job.token)
 
     def _collect(
         self, flights: dict[int, deque[_Job]], waiting: deque[_Job]
@@ -259,7 +214,9 @@ class Grader:
                 if worker.fileno()[0] in readable:
                     for observed, records in worker.pump_in():
                         job = flight.popleft()
-                        results.append((job, weigh(observed, records, job.token, job.tests.checks), observed))
+                        pristine = job.response is None
+                        evidence = weigh(observed, records, job.token, job.tests.checks, pristine)
+                        results.append((job, evidence, observed))
                         if flight:
                             flight[0].deadline = time.monotonic() + self.limits.wall_seconds + GRACE_SECONDS
                 elif time.monotonic() > flight[0].deadline:
@@ -316,6 +273,19 @@ class Grader:
                 f"expected at most {self._max_error_share:.0%} of the answers to fail in the grader itself; "
                 f"got {self.errors} of {self.graded}, e.g.: {failed[0].error if failed else ''}"
             )
+
+
+def _completed(tests: Tests, pristine: Evidence) -> Tests | str:
+    """The tests with all expected values in place, or why they cannot be had."""
+    if pristine.error is not None or pristine.status != FINISHED:
+        return f"the problem's set-up code failed: {pristine.error or pristine.stopped or pristine.status}"
+    checks = list(tests.checks)
+    for call, i in enumerate(tests.pending):
+        value = pristine.returned.get(call)
+        if not value:
+            return f"the expected value of test {i + 1} is no plain value: {checks[i].source[:80]}"
+        checks[i] = replace(checks[i], digests=frozenset({value[:DIGEST_SIZE]}))
+    return replace(tests, checks=tuple(checks)) if tests.pending else tests
 
 
 def parse_problem(problem: Problem) -> Tests:

@@ -7,7 +7,6 @@ import json
 import os
 import select
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -18,11 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vgrout_pl.env.asserts import Tests
 from vgrout_pl.env.sandbox.cleanup import empty_folder
 from vgrout_pl.env.sandbox.isolation import Limits
 
 START_SECONDS = 60.0
 END_SECONDS = 5.0
+MAX_DEFINED = 256
 MAX_FRAME = 64 << 20
 _LENGTH = struct.Struct("<I")
 _BOOT = """
@@ -49,7 +50,13 @@ class Worker:
         environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-S", "-s", "-P", "-X", "utf8", "-c", _BOOT, str(Path(__file__).parent)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd="/", bufsize=0
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            cwd="/",
+            bufsize=0,
+            start_new_session=True,
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
@@ -57,7 +64,8 @@ class Worker:
             os.set_blocking(descriptor, False)
         self._outgoing = bytearray()
         self._incoming = bytearray()
-        self.defined: set[int] = set()
+        self._defined: dict[Tests, int] = {}
+        self._serial = 0
         try:
             self.send({"limits": asdict(limits), "base": self.base})
             self.isolation: dict[str, Any] = json.loads(self._first_frame())
@@ -74,11 +82,27 @@ class Worker:
         """Whether requests are waiting for room in the pipe."""
         return bool(self._outgoing)
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Queue a request and write what the pipe takes."""
-        data = json.dumps(message).encode()
-        self._outgoing += _LENGTH.pack(len(data)) + data
+    def send(self, message: Mapping[str, Any], attachment: bytes | None = None) -> None:
+        """Queue a request, with raw bytes behind it where it announces some, and write what the pipe takes."""
+        for data in (json.dumps(message).encode(), attachment):
+            if data is not None:
+                self._outgoing += _LENGTH.pack(len(data)) + data
         self.pump_out()
+
+    def run(self, tests: Tests, response: bytes | None, mode: str, marker: str | None, token: bytes) -> None:
+        """Request one run, after the definition of its tests where this server does not know them."""
+        number = self._defined.get(tests)
+        if number is None:
+            if len(self._defined) >= MAX_DEFINED:
+                self.send({"forget": True})
+                self._defined.clear()
+            number = self._defined[tests] = self._serial = self._serial + 1
+            calls = [check.call for check in tests.checks]
+            definition = {"setup": tests.setup, "calls": calls, "entries": tests.entries, "imports": tests.imports}
+            self.send({"define": number, **definition})
+        answers = response is not None
+        request = {"run": number, "answers": answers, "mode": mode, "marker": marker, "token": token.hex()}
+        self.send(request, response)
 
     def pump_out(self) -> None:
         """Write queued bytes until the pipe is full."""
@@ -145,10 +169,8 @@ class Worker:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
-        if process.poll() is None and not graceful:
-            process.send_signal(signal.SIGTERM)
         try:
-            process.wait(END_SECONDS)
+            process.wait(END_SECONDS if graceful else END_SECONDS / 5)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -54,6 +54,11 @@ def digest(value: object) -> bytes:
     return bytes(blake2b(canonical(value), digest_size=DIGEST_SIZE).digest())
 
 
+def sealed(value_digest: bytes, token: bytes) -> bytes:
+    """Digest of a digest under the token of one run: what one answer sent is of no use to the next."""
+    return bytes(blake2b(value_digest, key=token, digest_size=DIGEST_SIZE).digest())
+
+
 def canonical(value: object) -> bytes:
     """Return the canonical bytes of a plain value, without recursion.
 

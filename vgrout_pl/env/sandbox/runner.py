@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from .canonical import NotPlain, digest
+from .canonical import NotPlain, digest, sealed
 from .extract import Parsed, parse
 
 FINISHED = 113
@@ -53,7 +53,7 @@ class Work:
     """One answer to run: everything is known to the fork-server before the fork."""
 
     main: types.ModuleType
-    response: str | None
+    response: bytearray | None
     setup: types.CodeType
     calls: tuple[types.CodeType, ...]
     entries: tuple[tuple[str, str], ...]
@@ -65,9 +65,15 @@ class Work:
 class Channel:
     """The private descriptor: framed records, each behind the token of this answer."""
 
-    def __init__(self, descriptor: int, token: bytes, prompt: bool) -> None:
-        self._descriptor, self._token, self._prompt = descriptor, token, prompt
+    def __init__(self, descriptor: int, token: bytes, prompt: bool, seals: bool) -> None:
+        self._descriptor, self._token, self._prompt, self._seals = descriptor, token, prompt, seals
         self._pending = bytearray()
+
+    def send_value(self, index: int, value: object) -> None:
+        """Queue the sealed digest of a value, with one letter for what ``is True`` needs beyond equality."""
+        kind = b"B" if type(value) is bool else b"."
+        content = digest(value)
+        self.send(VALUE, index, (sealed(content, self._token) if self._seals else content) + kind)
 
     def send(self, kind: bytes, index: int = 0, payload: bytes = b"", *, flush: bool = False) -> None:
         """Queue a record, and write the queue where it is long or must survive the process."""
@@ -86,8 +92,10 @@ class Channel:
 def run(work: Work, descriptor: int, token: bytes) -> NoReturn:
     """Run one answer to the end of its process, whose exit status is FINISHED unless the answer ended it."""
     try:
-        channel = Channel(descriptor, token, work.keeps_order)
-        parsed = parse(work.response) if work.response is not None else Parsed(True, ())
+        channel = Channel(descriptor, token, work.keeps_order, work.response is not None)
+        parsed = (
+            parse(work.response.decode("utf-8", "surrogatepass")) if work.response is not None else Parsed(True, ())
+        )
         compiles = work.response is None or bool(parsed.codes)
         channel.send(PARSED, payload=bytes([parsed.fenced, compiles]), flush=True)
         if compiles:
@@ -126,7 +134,7 @@ def _run_answer(work: Work, parsed: Parsed, channel: Channel) -> None:
             channel.send(RAISED, index + 1)
             continue
         try:
-            channel.send(VALUE, index + 1, digest(value) + _kind(value))
+            channel.send_value(index + 1, value)
         except NotPlain:
             channel.send(OPAQUE, index + 1)
         except BaseException:  # a container that changes under the reader, a lack of memory
@@ -139,11 +147,6 @@ def _run_answer(work: Work, parsed: Parsed, channel: Channel) -> None:
 
 
 _LIGHT = frozenset({int, bool, float, str, bytes, type(None)})
-
-
-def _kind(value: object) -> bytes:
-    """One letter: what ``is True``, ``is False`` and ``is None`` need beyond equality."""
-    return b"B" if type(value) is bool else b"."
 
 
 def _probe(probe: Probe, session: Session, marker: str | None, channel: Channel) -> None:

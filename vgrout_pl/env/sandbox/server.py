@@ -11,6 +11,7 @@ import atexit
 import gc
 import importlib
 import json
+import mmap
 import os
 import random
 import resource
@@ -81,6 +82,7 @@ class Server:
         self._programs: dict[int, Program] = {}
         self._answer_folder = os.path.join(folder, "answer")
         self._main = fresh_main()
+        self._records = memoryview(mmap.mmap(-1, limits.records_mb << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
     def serve(self) -> None:
@@ -93,7 +95,10 @@ class Server:
                 self._programs.clear()
             else:
                 observed, records = self._run(request)
-                write_all(self._reply, frame(json.dumps(vars(observed)).encode()) + frame(records))
+                head = frame(json.dumps(vars(observed)).encode()) + LENGTH.pack(len(records))
+                write_all(self._reply, head)
+                write_all(self._reply, records)
+                records[:] = bytes(len(records))
 
     def _define(self, request: dict[str, Any]) -> None:
         for name in request["imports"]:
@@ -109,13 +114,14 @@ class Server:
         gc.collect()
         gc.freeze()
 
-    def _run(self, request: dict[str, Any]) -> tuple[Observed, bytes]:
+    def _run(self, request: dict[str, Any]) -> tuple[Observed, memoryview]:
         program = self._programs[request["run"]]
         mode = MODES[request["mode"]]
         marker = request["marker"]
+        response = read_buffer(self._request) if request["answers"] else None
         work = Work(
             self._main,
-            request["response"],
+            response,
             program.setup,
             program.calls,
             program.entries,
@@ -130,10 +136,13 @@ class Server:
         pid = linux.fork()
         if pid == 0:
             self._become_answer(work, out_write, text_write, bytes.fromhex(request["token"]))
+        if response is not None:
+            response[:] = bytes(len(response))  # later children are copies of this process: leave them nothing to read
         os.close(out_write)
         os.close(text_write)
         needle = mode.phrase(marker).encode() if mode.phrase is not None else None
-        child = Child(pid, out_read, text_read, needle, self._limits, self._request, self._isolation.pid_namespace)
+        child = Child(pid, out_read, text_read, self._records, needle, self._limits, self._request)
+        child.first_of_pids = self._isolation.pid_namespace
         observed, records = child.see_to_the_end(started)
         if mode.file_name is not None:
             content = read_small_file(self._answer_folder, mode.file_name(marker))
@@ -153,11 +162,7 @@ class Server:
             os.closerange(3, private)
             os.closerange(private + 1, self._limits.open_files + 64)
             os.chdir(self._answer_folder)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
             atexit._clear()
-            for name in [name for name in sys.modules if name.startswith("vgrout_sandboxed")]:
-                del sys.modules[name]
             enter_answer(self._isolation, self._limits)
             run(work, private, token)
         finally:
@@ -182,16 +187,18 @@ class Server:
 class Child:
     """One running answer: its two pipes are drained, its clocks watched, its whole tree ended."""
 
+    first_of_pids = False
+
     def __init__(
-        self, pid: int, out: int, text: int, phrase: bytes | None, limits: Limits, request: int, first_of_pids: bool
+        self, pid: int, out: int, text: int, records: memoryview, phrase: bytes | None, limits: Limits, request: int
     ) -> None:
         self._pid, self._out, self._text = pid, out, text
-        self._phrase, self._limits, self._request, self._first_of_pids = phrase, limits, request, first_of_pids
-        self._records = bytearray()
+        self._phrase, self._limits, self._request = phrase, limits, request
+        self._records, self._used = records, 0
         self._tail = b""
         self._observed = Observed()
 
-    def see_to_the_end(self, started: float) -> tuple[Observed, bytes]:
+    def see_to_the_end(self, started: float) -> tuple[Observed, memoryview]:
         """Wait for the main process or for a limit, end the tree, and return what was seen and what was sent."""
         observed = self._observed
         descriptor = os.pidfd_open(self._pid)
@@ -212,7 +219,7 @@ class Child:
                 break
         os.close(descriptor)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        observed.status = end_tree(self._pid, self._first_of_pids)
+        observed.status = end_tree(self._pid, self.first_of_pids)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         observed.cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         for pipe in (self._out, self._text):
@@ -221,10 +228,10 @@ class Child:
                 pass
             os.close(pipe)
         observed.wall_seconds = time.monotonic() - started
-        return observed, bytes(self._records)
+        return observed, self._records[: self._used]
 
     def _exceeded(self, started: float) -> str | None:
-        if len(self._records) > self._limits.records_mb << 20:
+        if self._used == len(self._records):
             return "records"
         if time.monotonic() - started > self._limits.wall_seconds:
             return "wall"
@@ -237,13 +244,14 @@ class Child:
     def _drain(self, pipe: int) -> bool:
         """Read one chunk; False at the end of the pipe, or when it has nothing more for now."""
         try:
+            if pipe == self._out and self._used < len(self._records):
+                count = os.readv(pipe, [self._records[self._used :]])
+                self._used += count
+                return count > 0
             data = os.read(pipe, CHUNK)
         except BlockingIOError:
             return False
-        if pipe == self._out:
-            if len(self._records) <= self._limits.records_mb << 20:
-                self._records += data
-        elif self._phrase is not None and not self._observed.phrase:
+        if pipe == self._text and self._phrase is not None and not self._observed.phrase:
             window = self._tail + data
             self._observed.phrase = self._phrase in window
             self._tail = window[-len(self._phrase) :]
@@ -255,11 +263,24 @@ def frame(data: bytes) -> bytes:
     return LENGTH.pack(len(data)) + data
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write everything to a blocking descriptor."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def read_buffer(descriptor: int) -> bytearray:
+    """Read one frame into a buffer of its own, which leaves no other copy in this process."""
+    header = _read_exactly(descriptor, LENGTH.size) or LENGTH.pack(0)
+    buffer = bytearray(LENGTH.unpack(header)[0])
+    view = memoryview(buffer)
+    while view:
+        count = os.readv(descriptor, [view])
+        if not count:
+            break
+        view = view[count:]
+    return buffer
 
 
 def read_frame(descriptor: int) -> bytes | None:
@@ -300,14 +321,9 @@ def main() -> None:
             os._exit(0)
     os.close(request)
     os.close(reply)
-    signal.signal(signal.SIGTERM, _ignore)
     status = os.waitpid(inner, 0)[1]
     end_tree(inner, False)
     os._exit(0 if status == 0 else 1)
-
-
-def _ignore(*_: object) -> None:
-    """Handle a signal by letting the inner process end first."""
 
 
 def _serve(request: int, reply: int, isolation: Isolation, base: str, limits: Limits) -> None:
@@ -324,6 +340,8 @@ def _serve(request: int, reply: int, isolation: Isolation, base: str, limits: Li
     os.umask(0o077)
     settle(isolation, limits)
     _warm_up()
+    for name in [name for name in sys.modules if name.startswith("vgrout_sandboxed")]:
+        del sys.modules[name]
     server = Server(request, reply, isolation, folder, limits)
     write_all(reply, frame(json.dumps(isolation.report()).encode()))
     gc.collect()
