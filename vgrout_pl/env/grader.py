@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -31,6 +31,7 @@ MAX_PREPARED = 2048
 MAX_RESPONSE = 4 << 20
 GRACE_SECONDS = 15.0
 ATTEMPTS = 2
+WALLS = frozenset({"namespaces", "uid", "landlock", "syscall_filter"})
 MIN_ERRORS = 5
 
 
@@ -66,7 +67,10 @@ class Grader:
     Args:
         workers: number of fork-servers, at least 1.
         limits: budgets of one answer.
-        strict: the lowest acceptable tier, one of "limits", "uid", "namespaces"; below it, starting is an error.
+        strict: the lowest acceptable tier, one of "limits", "uid", "confined", "namespaces"; starting below it is an
+            error.
+        avoid: walls not to raise, out of "namespaces", "uid", "landlock", "syscall_filter"; for machines where one
+            of them misbehaves.
         max_error_share: share of answers that the grader itself may fail to judge before it raises GraderError.
     """
 
@@ -76,11 +80,15 @@ class Grader:
         limits: Limits | None = None,
         strict: str = "limits",
         max_error_share: float = 0.05,
+        avoid: Sequence[str] = (),
     ) -> None:
         if workers < 1:
             raise ValueError(f"expected workers >= 1; got {workers}")
         if strict not in TIERS:
             raise ValueError(f"expected strict out of {', '.join(TIERS)}; got {strict!r}")
+        if unknown := set(avoid) - WALLS:
+            raise ValueError(f"expected avoid out of {', '.join(sorted(WALLS))}; got {', '.join(sorted(unknown))}")
+        self._avoid = tuple(avoid)
         self.limits = limits if limits is not None else Limits()
         self.graded = 0
         self.errors = 0
@@ -250,7 +258,7 @@ class Grader:
             self._workers.append(self._started())
 
     def _started(self) -> Worker:
-        worker = Worker(self.limits)
+        worker = Worker(self.limits, self._avoid)
         tier = worker.isolation["tier"]
         if TIERS.index(tier) < TIERS.index(self._strict):
             worker.close()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class WorkerDiedError(RuntimeError):
 class Worker:
     """A running fork-server; replies come in the order of the requests."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, avoided: Sequence[str] = ()) -> None:
         """Start a fresh interpreter (no fork of this process) and wait for its report."""
         self.base = tempfile.mkdtemp(prefix="vgrout-")
         environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -67,7 +67,7 @@ class Worker:
         self._defined: dict[Tests, int] = {}
         self._serial = 0
         try:
-            self.send({"limits": asdict(limits), "base": self.base})
+            self.send({"limits": asdict(limits), "base": self.base, "avoided": list(avoided)})
             self.isolation: dict[str, Any] = json.loads(self._first_frame())
         except BaseException:
             self.close(graceful=False)

@@ -8,15 +8,16 @@ import resource
 import signal
 import sys
 import sysconfig
+from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import linux
+from . import landlock, linux, seccomp
 
 PACKAGES = ("numpy", "numpy.libs", "sortedcontainers")
 DEVICES = ("null", "zero", "random", "urandom")
 STACK_MB = 64
-TIERS = ("limits", "uid", "namespaces")
+TIERS = ("limits", "uid", "confined", "namespaces")
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,22 @@ class Isolation:
     pid_namespace: bool = False
     network_namespace: bool = False
     private_root: bool = False
+    landlock: bool = False
+    syscall_filter: bool = False
     refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def tier(self) -> str:
-        """``namespaces`` (own pids, no network, private root), ``uid`` (another user) or ``limits`` alone."""
+        """The best that holds.
+
+        ``namespaces``: a private root, no network, own pids. ``confined``: Landlock and the system call filter hide
+        files and network. ``uid``: another user, no more. ``limits``: the budgets alone.
+        """
+        hidden = self.private_root or self.landlock
         if self.pid_namespace and self.network_namespace and self.private_root:
             return "namespaces"
+        if hidden and (self.network_namespace or self.syscall_filter):
+            return "confined"
         return "uid" if self.uid is not None else "limits"
 
     def report(self) -> dict[str, Any]:
@@ -65,8 +75,11 @@ class Isolation:
         return {"tier": self.tier, **asdict(self)}
 
 
-def leave_namespaces(isolation: Isolation) -> None:
+def leave_namespaces(isolation: Isolation, avoided: Container[str] = ()) -> None:
     """Unshare what the machine allows; call it single-threaded, then fork: the child is the first of its pids."""
+    if "namespaces" in avoided:
+        isolation.refused["mount_namespace"] = isolation.refused["pid_namespace"] = "not wanted"
+        return
     if os.geteuid() != 0:
         uid, gid = os.geteuid(), os.getegid()
         try:
@@ -90,24 +103,34 @@ def leave_namespaces(isolation: Isolation) -> None:
     isolation.network_namespace = "network_namespace" not in isolation.refused
 
 
-def choose_uid(isolation: Isolation, seed: int) -> None:
+def choose_uid(isolation: Isolation, seed: int, avoided: Container[str] = ()) -> None:
     """Pick an unprivileged user for the answers, where this process may change its user at all."""
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 or "uid" in avoided:
         return
     candidate = 61_000 + seed % 4_000
+    if _holds_as(candidate, lambda: None):
+        isolation.uid = candidate
+    else:
+        isolation.refused["uid"] = "this root user may not become another one"
+
+
+def _holds_as(uid: int, action: Callable[[], object]) -> bool:
+    """Whether an action succeeds in a process of another user."""
     pid = os.fork()
     if pid == 0:
         try:
             os.setgroups([])
-            os.setresgid(candidate, candidate, candidate)
-            os.setresuid(candidate, candidate, candidate)
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            action()
             os._exit(0)
         finally:
             os._exit(1)
-    if os.waitpid(pid, 0)[1] == 0:
-        isolation.uid = candidate
-    else:
-        isolation.refused["uid"] = "this root user may not become another one"
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _readable_by(uid: int) -> bool:
+    return _holds_as(uid, lambda: os.close(os.open(os.__file__, os.O_RDONLY)))
 
 
 def enter_private_root(isolation: Isolation, base: str, size_mb: int) -> str:
@@ -126,7 +149,9 @@ def enter_private_root(isolation: Isolation, base: str, size_mb: int) -> str:
             linux.mount(f"/dev/{name}", f"{base}/dev/{name}", flags=linux.MS_BIND)
         for name in ("work", "tmp", "old"):
             os.mkdir(f"{base}/{name}")
-        linux.mount("tmpfs", f"{base}/work", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, f"size={size_mb}m,mode=711")
+        linux.mount(
+            "tmpfs", f"{base}/work", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, f"size={size_mb}m,nr_inodes=8k,mode=711"
+        )
         linux.pivot_root(base, f"{base}/old")
         os.chdir("/")
         linux.unmount("/old")
@@ -186,8 +211,12 @@ def site_folders() -> list[str]:
     return sorted({os.path.join(prefix, tail) for prefix in (sys.prefix, sys.base_prefix)})
 
 
-def settle(isolation: Isolation, limits: Limits) -> None:
-    """Set in the fork-server what its children inherit, and give up what it needs no more."""
+def settle(isolation: Isolation, limits: Limits, folder: str, avoided: Container[str] = ()) -> int | None:
+    """Set in the fork-server what its children inherit, and give up what it needs no more.
+
+    Returns:
+        The Landlock rule set that the answers have to enter, where they have no private root.
+    """
     megabyte = 1 << 20
     processes = limits.processes
     if isolation.uid is None and not isolation.user_namespace:
@@ -203,12 +232,33 @@ def settle(isolation: Isolation, limits: Limits) -> None:
         _limit(what, value)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    if isolation.user_namespace:
+    if isolation.uid is not None and not isolation.private_root and not _readable_by(isolation.uid):
+        isolation.refused["uid"] = "another user cannot read Python's library here"
+        isolation.uid = None
+    if isolation.uid is None:
         linux.drop_capabilities()
+    rules = None
+    if not isolation.private_root and "landlock" not in avoided:
+        try:
+            devices = [f"/dev/{name}" for name in DEVICES]
+            packages = [os.path.join(path, name) for path in site_folders() for name in PACKAGES]
+            rules = landlock.ruleset([*_library_folders(), *packages], [folder, *devices])
+            isolation.landlock = True
+        except OSError as error:
+            isolation.refused["landlock"] = str(error)
+    if "syscall_filter" not in avoided:
+        try:
+            seccomp.install()
+            isolation.syscall_filter = True
+        except OSError as error:
+            isolation.refused["syscall_filter"] = str(error)
+    return rules
 
 
-def enter_answer(isolation: Isolation, limits: Limits) -> None:
+def enter_answer(isolation: Isolation, limits: Limits, rules: int | None) -> None:
     """Give up the last rights, in a forked process that is about to run an answer."""
+    if rules is not None:
+        landlock.restrict(rules)
     _limit(resource.RLIMIT_CPU, int(limits.cpu_seconds) + 2)
     if isolation.uid is not None:
         os.setgroups([])

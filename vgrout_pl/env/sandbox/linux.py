@@ -30,11 +30,16 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
-def _syscall(numbers: dict[str, int], *arguments: object) -> int:
+def syscall(number: int, *arguments: object) -> int:
+    """Make a system call by its number."""
+    return _checked(_libc.syscall(ctypes.c_long(number), *arguments), f"system call {number}")
+
+
+def _numbered(numbers: dict[str, int]) -> int:
     machine = os.uname().machine
     if machine not in numbers:
         raise OSError(f"no system call number for {machine}")
-    return _checked(_libc.syscall(ctypes.c_long(numbers[machine]), *arguments), "syscall")
+    return numbers[machine]
 
 
 def fork() -> int:
@@ -60,7 +65,7 @@ def unmount(target: str) -> None:
 
 def pivot_root(new: str, old: str) -> None:
     """Exchange the root of the mount namespace."""
-    _syscall(_PIVOT_ROOT, new.encode(), old.encode())
+    syscall(_numbered(_PIVOT_ROOT), new.encode(), old.encode())
 
 
 def prctl(option: int, value: int) -> None:
@@ -68,7 +73,12 @@ def prctl(option: int, value: int) -> None:
     _checked(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")
 
 
+def prctl_pointer(option: int, value: int, pointer: object) -> None:
+    """Set an attribute of this process that lies in memory."""
+    _checked(_libc.prctl(option, ctypes.c_ulong(value), pointer, 0, 0), f"prctl {option}")
+
+
 def drop_capabilities() -> None:
     """Empty the three capability sets of this thread."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    _syscall(_CAPSET, ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
+    syscall(_numbered(_CAPSET), ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))

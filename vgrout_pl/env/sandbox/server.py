@@ -76,7 +76,10 @@ class Observed:
 class Server:
     """State of one fork-server; requests are answered one at a time, in order."""
 
-    def __init__(self, request: int, reply: int, isolation: Isolation, folder: str, limits: Limits) -> None:
+    def __init__(
+        self, request: int, reply: int, isolation: Isolation, folder: str, limits: Limits, rules: int | None
+    ) -> None:
+        self._rules = rules
         self._request, self._reply = request, reply
         self._isolation, self._folder, self._limits = isolation, folder, limits
         self._programs: dict[int, Program] = {}
@@ -159,11 +162,11 @@ class Server:
             private = 3 + int.from_bytes(os.urandom(2), "little") % (self._limits.open_files - 16)
             if out != private:
                 os.dup2(out, private, inheritable=False)
-            os.closerange(3, private)
-            os.closerange(private + 1, self._limits.open_files + 64)
             os.chdir(self._answer_folder)
             atexit._clear()
-            enter_answer(self._isolation, self._limits)
+            enter_answer(self._isolation, self._limits, self._rules)
+            os.closerange(3, private)
+            os.closerange(private + 1, self._limits.open_files + 64)
             run(work, private, token)
         finally:
             os._exit(1)
@@ -310,13 +313,13 @@ def main() -> None:
     limits = Limits(**hello["limits"])
     isolation = Isolation()
     _preload()
-    choose_uid(isolation, os.getpid())
+    choose_uid(isolation, os.getpid(), hello["avoided"])
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-    leave_namespaces(isolation)
+    leave_namespaces(isolation, hello["avoided"])
     inner = os.fork()
     if inner == 0:
         try:
-            _serve(request, reply, isolation, hello["base"], limits)
+            _serve(request, reply, isolation, hello, limits)
         finally:
             os._exit(0)
     os.close(request)
@@ -326,23 +329,23 @@ def main() -> None:
     os._exit(0 if status == 0 else 1)
 
 
-def _serve(request: int, reply: int, isolation: Isolation, base: str, limits: Limits) -> None:
+def _serve(request: int, reply: int, isolation: Isolation, hello: dict[str, Any], limits: Limits) -> None:
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     isolation.pid_namespace = os.getpid() == 1
     if not isolation.pid_namespace:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     if isolation.uid is not None:
-        os.chmod(base, 0o711)
-    folder = enter_private_root(isolation, base, limits.file_mb)
+        os.chmod(hello["base"], 0o711)
+    folder = enter_private_root(isolation, hello["base"], limits.file_mb)
     sys.path.extend(["/packages"] if isolation.private_root else site_folders())
     os.environ.clear()
     os.environ.update(PATH="/usr/bin:/bin", HOME="/", OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", LC_ALL="C.UTF-8")
     os.umask(0o077)
-    settle(isolation, limits)
+    rules = settle(isolation, limits, folder, hello["avoided"])
     _warm_up()
     for name in [name for name in sys.modules if name.startswith("vgrout_sandboxed")]:
         del sys.modules[name]
-    server = Server(request, reply, isolation, folder, limits)
+    server = Server(request, reply, isolation, folder, limits, rules)
     write_all(reply, frame(json.dumps(isolation.report()).encode()))
     gc.collect()
     gc.freeze()
