@@ -4,7 +4,7 @@ import torch
 from transformers import GemmaConfig, GPTNeoXConfig, LlamaConfig, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from vgrout_pl.adapters import RoutedLoraConfig, attach_routed_adapter, blocks, collect_calibration
+from vgrout_pl.adapters import RoutedLoraConfig, attach_routed_adapter, collect_calibration, trained_tensors
 
 torch.set_num_threads(1)
 VOCABULARY, ROWS, LENGTH = 61, 4, 7
@@ -49,6 +49,6 @@ def attach(init="gaussian", architecture="qwen3", dtype=torch.float32, perturb=0
 @torch.no_grad()
 def perturb_blocks(model, size, seed=5):
     generator = torch.Generator().manual_seed(seed)
-    for block in blocks(model):
-        block.A.add_(size * torch.randn(block.A.shape, generator=generator))
-        block.B.add_(size * torch.randn(block.B.shape, generator=generator))
+    for tensor in trained_tensors(model):
+        step = torch.randn(tensor.parameter.shape, generator=generator)
+        tensor.parameter.add_(step * size * (1.0 if tensor.label in "AB" else 4.0))

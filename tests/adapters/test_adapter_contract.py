@@ -14,7 +14,6 @@ from vgrout_pl.adapters import (
     adapter_state,
     block_delta_norms,
     block_gradient_norms,
-    blocks,
     export_as_trained,
     export_deployed,
     export_quarantine,
@@ -22,6 +21,8 @@ from vgrout_pl.adapters import (
     quarantine_only,
     reference_policy,
     routed,
+    routed_layers,
+    trained_tensors,
 )
 
 IDS = token_ids()
@@ -59,7 +60,7 @@ def gradients(model, ids, routes, row_weights=None):
     with routed(model, routes):
         out = torch.log_softmax(model(input_ids=ids).logits.float(), -1)[..., 3].sum(1)
         (out * weights).sum().backward()
-    return {(b.module, b.block, k): getattr(b, k).grad.clone() for b in blocks(model) for k in "AB"}
+    return {(t.module, t.block, t.label): t.parameter.grad.clone() for t in trained_tensors(model)}
 
 
 def tolerance(dtype):
@@ -90,10 +91,14 @@ def test_attaching_leaves_every_base_weight_as_it_was(init, architecture, dtype)
 def test_both_blocks_are_trainable_in_float32_and_alive(init, architecture, dtype):
     model = attach(init, architecture, dtype)
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trainable == {n for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n}
-    for block in blocks(model):
-        assert {t.dtype for t in (block.A, block.B, block.A0, block.B0)} == {torch.float32}
-        assert block.A.norm(dim=1).min() > 1e-3 and block.B.norm(dim=0).min() > 1e-3
+    assert trainable == {n for n, p in model.named_parameters() if ".lora_" in n}
+    assert {t.block for t in trained_tensors(model)} == {"deployed", "quarantine"}
+    assert {value.dtype for value in adapter_state(model).values()} == {torch.float32}
+    for _, layer in routed_layers(model):
+        for block in ("deployed", "quarantine"):
+            assert all(bool(t.isfinite().all()) for t in layer.sources(block))
+            if layer.stack_copies == 2:
+                assert layer.block(block)[0].norm(dim=1).min() > 1e-3 and layer.block(block)[1].norm(dim=0).min() > 1e-3
 
 
 @everywhere
@@ -159,7 +164,7 @@ def test_the_reference_policy_is_the_bare_base_bit_for_bit(init, architecture, d
 def test_saving_perturbing_and_loading_brings_back_every_logit(init, architecture, dtype):
     model = attach(init, architecture, dtype, perturb=0.05)
     before, saved = logits(model), copy.deepcopy(adapter_state(model))
-    assert len(saved) == 8 * sum(1 for _ in blocks(model)) // 2
+    assert len(saved) == sum(1 for n in model.state_dict() if "lora_" in n)
     perturb_blocks(model, 0.3, seed=9)
     assert not torch.allclose(logits(model), before, atol=1e-2)
     model.load_state_dict(saved, strict=False)

@@ -20,7 +20,7 @@ def request(seed=0, d_out=D_OUT, d_in=D_IN, rank=RANK, **options):
 
 def built(name, **options):
     req = request(**options)
-    (ad, bd), (aq, bq) = init_strategy(name).build(req)
+    (ad, bd, *_), (aq, bq, *_) = init_strategy(name).build(req)
     return req, ad.double(), bd.double(), aq.double(), bq.double()
 
 
@@ -43,7 +43,7 @@ def dense_covariance(deltas, eps):
 def test_shapes_and_norms_are_those_of_the_init(name):
     _, ad, bd, aq, bq = built(name)
     assert ad.shape == aq.shape == (RANK, D_IN) and bd.shape == bq.shape == (D_OUT, RANK)
-    if name != "gaussian":
+    if name not in ("gaussian", "antipasto"):
         for norms in (ad.norm(dim=1), aq.norm(dim=1), bd.norm(dim=0), bq.norm(dim=0)):
             torch.testing.assert_close(norms, torch.ones(RANK, dtype=torch.float64), rtol=0, atol=1e-5)
 
@@ -102,6 +102,18 @@ def test_corda_deals_the_contrastive_basis_computed_densely_in_float64():
     assert same_up_to_sign(ad, rows[0 : 2 * RANK : 2]) and same_up_to_sign(aq, rows[1 : 2 * RANK : 2])
     assert same_up_to_sign(bd.T, u.T[0 : 2 * RANK : 2]) and same_up_to_sign(bq.T, u.T[1 : 2 * RANK : 2])
     assert bool((torch.einsum("or,oi,ri->r", bd, req.weight.double(), ad) > 0).all())
+
+
+def test_antipasto_keeps_the_contrastive_basis_with_its_lengths_and_strengths():
+    req = request()
+    values, vectors = torch.linalg.eigh(dense_covariance(req.deltas.double(), 1e-3))
+    root = vectors @ torch.diag(values.sqrt()) @ vectors.T
+    u, s, vh = torch.linalg.svd(req.weight.double() @ root)
+    for first, (rows, columns, strengths) in enumerate(init_strategy("antipasto").build(req)):
+        taken = slice(first, 2 * RANK, 2)
+        assert same_up_to_sign(rows.double(), (vh @ root)[taken])
+        assert same_up_to_sign(columns.T.double(), u.T[taken])
+        torch.testing.assert_close(strengths.double(), s[taken], rtol=1e-5, atol=1e-5)
 
 
 def direct_scorda(req, seed_quarantine):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from vgrout_pl.adapters.functional import RoutedUpdate, add_update, stack_blocks
+from vgrout_pl.adapters.functional import GatedLowRank, RoutedUpdate, add_update, stack_blocks
 from vgrout_pl.adapters.state import BLOCKS, Route, RouteState, as_routes, as_rows
 
 D_IN, D_OUT, RANK, ROWS, LENGTH = 5, 4, 2, 4, 3
@@ -44,7 +44,7 @@ def fused(base, x, tensors, routes, scaling):
     with torch.no_grad():
         left, right = stack_blocks([tensors[i] for i in used], scaling, torch.float64)
     parameters = [p for a, b, _, _ in tensors for p in (a, b)]
-    return RoutedUpdate.apply(base, x, left, right, *plan.masks(RANK, left), scaling, used, *parameters)
+    return RoutedUpdate.apply(base, x, left, right, *plan.masks(RANK, 2, left), scaling, used, *parameters)
 
 
 def outputs_and_gradients(function, routes, scaling):
@@ -66,6 +66,30 @@ def test_values_and_all_gradients_equal_the_formula_for_every_mix_of_routes(rout
         strict=True,
     ):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def by_the_formula_in_factors(base, x, left, right, routes):
+    rows = []
+    for row, route in enumerate(routes):
+        h = x[row] @ left.T
+        deployed, quarantine = h[:, :RANK] @ right[:, :RANK].T, h[:, RANK:] @ right[:, RANK:].T
+        deployed = deployed.detach() if route == Route.ROUTE else deployed
+        rows.append(base[row] + deployed + (0 if route == Route.KEEP else quarantine))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("routes", list(itertools.combinations_with_replacement(Route, ROWS)), ids=str)
+def test_gated_factors_equal_the_formula_for_every_mix_of_routes(routes):
+    base, x, tensors, grad = problem()
+    left, right = torch.cat([tensors[0][0], tensors[1][0]]), torch.cat([tensors[0][1], tensors[1][1]], 1)
+    leaves = [t.requires_grad_() for t in (base, x, left, right)]
+    state = RouteState()
+    state.change(routes=as_routes([*routes[:-1], Route.NONE]))  # one free row keeps both blocks in the plan
+    got = GatedLowRank.apply(*leaves, *state.plan.masks(RANK, 1, left))
+    expected = by_the_formula_in_factors(*leaves, [*routes[:-1], Route.NONE])
+    torch.testing.assert_close(got, expected)
+    for a, b in zip(torch.autograd.grad(got, leaves, grad), torch.autograd.grad(expected, leaves, grad), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_detached_block_passes_nothing_to_the_input():

@@ -11,6 +11,7 @@
 from vgrout_pl.adapters.attach import attach_routed_adapter, routed_layers
 from vgrout_pl.adapters.blocks import (
     BlockTensors,
+    TrainedTensor,
     block_delta_norms,
     block_gradient_norms,
     blocks,
@@ -18,6 +19,7 @@ from vgrout_pl.adapters.blocks import (
     delta_norm,
     install_decay_toward_init,
     quarantine_share,
+    trained_tensors,
 )
 from vgrout_pl.adapters.calibration import Calibration, collect_calibration
 from vgrout_pl.adapters.checkpoint import adapter_state, check_adapter_state, is_adapter_key
@@ -37,6 +39,7 @@ __all__ = [
     "Calibration",
     "Route",
     "RoutedLoraConfig",
+    "TrainedTensor",
     "ablated",
     "adapter_state",
     "attach_routed_adapter",
@@ -62,4 +65,5 @@ __all__ = [
     "routed",
     "routed_layers",
     "set_routes",
+    "trained_tensors",
 ]

@@ -12,7 +12,7 @@ from torch import nn
 
 from vgrout_pl.adapters.config import RoutedLoraConfig
 from vgrout_pl.adapters.inits import InitRequest, init_strategy, module_generator
-from vgrout_pl.adapters.layer import RoutedLinear
+from vgrout_pl.adapters.layer import RoutedLayer
 from vgrout_pl.adapters.state import BLOCKS, DEPLOYED, QUARANTINE, RouteState
 from vgrout_pl.adapters.targets import check_adapter_fits
 
@@ -69,7 +69,7 @@ def attach_routed_adapter(
 
 
 @torch.no_grad()
-def _initialise(name: str, layer: RoutedLinear, config: RoutedLoraConfig, strategy: Any, calibration: Any) -> None:
+def _initialise(name: str, layer: RoutedLayer, config: RoutedLoraConfig, strategy: Any, calibration: Any) -> None:
     weight = layer.base_weight
     request = InitRequest(
         name=name,
@@ -82,15 +82,15 @@ def _initialise(name: str, layer: RoutedLinear, config: RoutedLoraConfig, strate
         covariance_eps=config.covariance_eps,
     )
     scales = {DEPLOYED: config.deployed_scale, QUARANTINE: config.quarantine_scale}
-    for block, (a0, b0) in strategy.build(request)._asdict().items():
-        layer.set_block(block, a0 * scales[block], b0 * scales[block])
+    for block, init in strategy.build(request)._asdict().items():
+        layer.set_block(block, scales[block], *init)
 
 
-def routed_layers(model: nn.Module) -> Iterator[tuple[str, RoutedLinear]]:
+def routed_layers(model: nn.Module) -> Iterator[tuple[str, RoutedLayer]]:
     """(name in the bare model, layer) of every routed layer of ``model`` or of a module that holds it."""
     found = False
     for name, module in model.named_modules():
-        if isinstance(module, RoutedLinear):
+        if isinstance(module, RoutedLayer):
             found = True
             yield module.module_name or name, module
     if not found:

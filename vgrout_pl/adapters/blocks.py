@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vgrout_pl.adapters.attach import routed_layers
+from vgrout_pl.adapters.layer import RoutedLayer, whole_tensor
+from vgrout_pl.adapters.lora import RoutedLinear
 from vgrout_pl.adapters.state import BLOCKS, DEPLOYED, QUARANTINE
 
 
 class BlockTensors(NamedTuple):
-    """One block of one module; the live tensors, not copies.
+    """One LoRA block of one module; the live tensors, not copies.
 
     Attributes:
         module: the module's name in the bare model.
@@ -34,19 +36,38 @@ class BlockTensors(NamedTuple):
     scaling: float
 
 
+class TrainedTensor(NamedTuple):
+    """One trainable tensor of any parametrisation, with the init that it decays to."""
+
+    module: str
+    block: str
+    label: str
+    parameter: Tensor
+    init: Tensor
+
+
 def blocks(model: nn.Module) -> Iterator[BlockTensors]:
-    """Every block of every routed module, in model order, deployed first."""
+    """Every LoRA block of every routed module, in model order, deployed first; ValueError for antipasto."""
     for name, layer in routed_layers(model):
+        if not isinstance(layer, RoutedLinear):
+            raise ValueError(f"blocks: expected LoRA blocks; {name} is {type(layer).__name__}; use trained_tensors")
         for block in BLOCKS:
             yield BlockTensors(name, block, *layer.block(block), layer.scaling[block])
 
 
+def trained_tensors(model: nn.Module) -> Iterator[TrainedTensor]:
+    """Every trainable tensor of every block, whatever the parametrisation."""
+    for name, layer in routed_layers(model):
+        for block in BLOCKS:
+            for trainable in layer.trainables(block):
+                yield TrainedTensor(name, block, *trainable)
+
+
 @torch.no_grad()
 def decay_toward_init(model: nn.Module, rate: float) -> None:
-    """Decay every A and B in place, p -= rate * (p - p0); ``rate`` is learning rate times weight decay."""
-    for block in blocks(model):
-        block.A.lerp_(_placed_as(block.A0, block.A), rate)
-        block.B.lerp_(_placed_as(block.B0, block.B), rate)
+    """Decay every trained tensor in place, p -= rate * (p - p0); ``rate`` is learning rate times weight decay."""
+    for tensor in trained_tensors(model):
+        tensor.parameter.lerp_(_placed_as(tensor.init, tensor.parameter), rate)
 
 
 def install_decay_toward_init(optimizer: torch.optim.Optimizer, model: nn.Module, weight_decay: float) -> Any:
@@ -61,7 +82,7 @@ def install_decay_toward_init(optimizer: torch.optim.Optimizer, model: nn.Module
 
     @torch.no_grad()
     def decay(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        inits = {id(p): p0 for b in blocks(model) for p, p0 in ((b.A, b.A0), (b.B, b.B0))}
+        inits = {id(tensor.parameter): tensor.init for tensor in trained_tensors(model)}
         for group in optimizer.param_groups:
             rate = float(group["lr"]) * weight_decay
             for parameter in group["params"]:
@@ -83,37 +104,33 @@ def _placed_as(init: Tensor, parameter: Tensor) -> Tensor:
 
 def block_gradient_norms(model: nn.Module) -> dict[str, float]:
     """Euclidean norm of the gradients of each block over all modules; 0 where there are none."""
-    squares = dict.fromkeys(BLOCKS, torch.zeros((), dtype=torch.float64))
-    for block in blocks(model):
-        for parameter in (block.A, block.B):
-            if parameter.grad is not None:
-                squares[block.block] = squares[block.block] + _whole(parameter.grad).double().square().sum().cpu()
-    return {name: float(value.sqrt()) for name, value in squares.items()}
+    squares: dict[str, list[Tensor]] = {block: [] for block in BLOCKS}
+    for tensor in trained_tensors(model):
+        if tensor.parameter.grad is not None:
+            squares[tensor.block].append(whole_tensor(tensor.parameter.grad).double().square().sum())
+    return {name: float(torch.stack(found).sum().sqrt()) if found else 0.0 for name, found in squares.items()}
 
 
 def block_delta_norms(model: nn.Module) -> dict[str, float]:
-    """Frobenius norm of each block's update B A - B0 A0 over all modules, times PEFT's scaling."""
+    """Frobenius norm of each block's update (B A - B0 A0, or U diag(S tanh g) R V) over all modules."""
     squares = dict.fromkeys(BLOCKS, 0.0)
-    for block in blocks(model):
-        squares[block.block] += delta_norm(block) ** 2
+    for _, layer in routed_layers(model):
+        for block in BLOCKS:
+            squares[block] += delta_norm(layer, block) ** 2
     return {name: value**0.5 for name, value in squares.items()}
 
 
 @torch.no_grad()
-def delta_norm(block: BlockTensors) -> float:
-    """Frobenius norm of scaling * (B A - B0 A0), from two [2r, 2r] Gram matrices: |R L|^2 = <R^T R, L L^T>."""
-    a, b = _whole(block.A).double(), _whole(block.B).double()
-    a0, b0 = block.A0.double(), block.B0.double()
-    left, right = torch.cat([a, a - a0]), torch.cat([b - b0, b0], dim=1)
-    square = float(((right.T @ right) * (left @ left.T)).sum())
-    return abs(block.scaling) * max(square, 0.0) ** 0.5
+def delta_norm(layer: RoutedLayer, block: str) -> float:
+    """Frobenius norm of one block's update, scaling included.
+
+    From two Gram matrices as wide as the stacked rank: |right left|^2 = <right^T right, left left^T>.
+    """
+    left, right = layer.factors((block,), torch.float64, whole=True)
+    return max(float(((right.T @ right) * (left @ left.T)).sum()), 0.0) ** 0.5
 
 
 def quarantine_share(norms: dict[str, float]) -> float:
     """|Q| / (|D| + |Q|) of a pair of norms per block; NaN where both are 0."""
     total = norms[DEPLOYED] + norms[QUARANTINE]
     return norms[QUARANTINE] / total if total else float("nan")
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()

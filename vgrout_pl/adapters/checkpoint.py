@@ -8,15 +8,13 @@ from torch import Tensor, nn
 
 from vgrout_pl.adapters.state import BLOCKS
 
-_PARTS = tuple(
-    f".{part}.{block}{suffix}"
-    for part, suffix in (("lora_A", ".weight"), ("lora_B", ".weight"), ("lora_init_A", ""), ("lora_init_B", ""))
-    for block in BLOCKS
-)
+_LORA = (("lora_A", ".weight"), ("lora_B", ".weight"), ("lora_init_A", ""), ("lora_init_B", ""))
+_ANTIPASTO = tuple((part, "") for part in ("lora_gain", "lora_skew", "lora_axes_U", "lora_axes_S", "lora_axes_V"))
+_PARTS = tuple(f".{part}.{block}{suffix}" for part, suffix in (*_LORA, *_ANTIPASTO) for block in BLOCKS)
 
 
 def is_adapter_key(name: str) -> bool:
-    """Whether a state-dict key belongs to the routed adapter: A, B, A0 or B0 of either block, whatever its prefix."""
+    """Whether a state-dict key belongs to the routed adapter: a tensor of either block, whatever its prefix."""
     return name.endswith(_PARTS)
 
 

@@ -96,9 +96,11 @@ class RoutedLoraConfig(LoraConfig):
         self.init_lora_weights = False  # PEFT's own inits would change the base weight
         self._needs_orthogonal = strategy.orthogonal
         super().__post_init__()
-        from vgrout_pl.adapters.layer import RoutedLinear
+        from vgrout_pl.adapters.antipasto import AntipastoLinear
+        from vgrout_pl.adapters.lora import RoutedLinear
 
-        self._register_custom_module({torch.nn.Linear: RoutedLinear})
+        kinds = {"lora": RoutedLinear, "antipasto": AntipastoLinear}
+        self._register_custom_module({torch.nn.Linear: kinds[strategy.parametrisation]})
 
     def block_rank(self, d_out: int, d_in: int) -> int:
         """Rank of one block in a module of this shape: ``r``, or the cap where ``narrow`` is ``cap``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -11,8 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vgrout_pl.adapters.attach import routed_layers
-from vgrout_pl.adapters.functional import stack_blocks
-from vgrout_pl.adapters.layer import RoutedLinear
+from vgrout_pl.adapters.layer import RoutedLayer
 from vgrout_pl.adapters.state import BLOCKS, DEPLOYED, QUARANTINE
 
 
@@ -38,9 +36,10 @@ def export_quarantine(model: PeftModel, directory: str | Path) -> Path:
     return _export(model, directory, (QUARANTINE,))
 
 
+@torch.no_grad()
 def _export(model: PeftModel, directory: str | Path, names: tuple[str, ...]) -> Path:
     layers = dict(routed_layers(model))
-    factors = {name: _factors(layer, names) for name, layer in layers.items()}
+    factors = {name: layer.factors(names, torch.float32, whole=True) for name, layer in layers.items()}
     directory = Path(directory)
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
         return directory
@@ -48,22 +47,13 @@ def _export(model: PeftModel, directory: str | Path, names: tuple[str, ...]) -> 
     tensors: dict[str, Tensor] = {}
     for name, (left, right) in factors.items():
         missing = rank - left.shape[0]
-        tensors[f"base_model.model.{name}.lora_A.weight"] = nn.functional.pad(left, (0, 0, 0, missing)).contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = nn.functional.pad(right, (0, missing)).contiguous()
+        tensors[f"base_model.model.{name}.lora_A.weight"] = (
+            nn.functional.pad(left, (0, 0, 0, missing)).cpu().contiguous()
+        )
+        tensors[f"base_model.model.{name}.lora_B.weight"] = nn.functional.pad(right, (0, missing)).cpu().contiguous()
     _lora_config(model, rank, list(layers)).save_pretrained(str(directory))
     save_file(tensors, str(directory / "adapter_model.safetensors"), metadata={"format": "pt"})
     return directory
-
-
-@torch.no_grad()
-def _factors(layer: RoutedLinear, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    members: list[Any] = [tuple(map(_whole, layer.block(name))) for name in names]
-    left, right = stack_blocks(members, layer.scaling[names[0]], torch.float32)
-    return left.cpu(), right.cpu()
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
 
 
 def _lora_config(model: PeftModel, rank: int, names: list[str]) -> LoraConfig:
@@ -82,7 +72,7 @@ def _shortest_targets(model: PeftModel, names: list[str]) -> list[str]:
     """Last name parts where they pick out exactly ``names`` among the model's modules, else the full names."""
     suffixes = {name.rsplit(".", 1)[-1] for name in names}
     every = [
-        name for name, module in model.get_base_model().named_modules() if isinstance(module, nn.Linear | RoutedLinear)
+        name for name, module in model.get_base_model().named_modules() if isinstance(module, nn.Linear | RoutedLayer)
     ]
     inner = (".base_layer", ".lora_A.", ".lora_B.")
     matched = {n for n in every if not any(part in n for part in inner) and n.rsplit(".", 1)[-1] in suffixes}

@@ -116,3 +116,43 @@ class RoutedUpdate(torch.autograd.Function):
                     if needs[8 + index]:
                         grads[index] = value.to(ctx.shapes[index][1])
         return grad, grad_x, None, None, None, None, None, None, *grads
+
+
+class GatedLowRank(torch.autograd.Function):
+    """:func:`add_update` with per-row gates, for factors that autograd follows further.
+
+    Arguments of ``forward``: base [rows, T, d_out], x [rows, T, d_in], left [k, d_in], right [d_out, k], forward and
+    gradient masks [rows, 1, k] or None. A gated row gives no gradient to its columns of either factor, nor to x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        base: Tensor,
+        x: Tensor,
+        left: Tensor,
+        right: Tensor,
+        forward_mask: Tensor | None,
+        gradient_mask: Tensor | None,
+    ) -> Tensor:
+        """Return base plus the update; keeps x and the bottleneck for the backward."""
+        ctx.x_dtype = x.dtype
+        x = x.to(left.dtype)
+        bottleneck = _bottleneck(x, left.t(), forward_mask)
+        ctx.save_for_backward(x, bottleneck, left, right, gradient_mask)
+        return torch.addmm(_flat(base).to(left.dtype), bottleneck, right.t()).view(base.shape).to(base.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients for base, x, left and right."""
+        x, bottleneck, left, right, mask = ctx.saved_tensors
+        flat = _flat(grad).to(left.dtype)
+        through = flat @ right
+        if mask is not None:
+            through, bottleneck = _masked(through, mask), _masked(bottleneck, mask)
+        needs = ctx.needs_input_grad
+        grad_x = (through @ left).view(x.shape).to(ctx.x_dtype) if needs[1] else None
+        grad_left = through.t() @ _flat(x) if needs[2] else None
+        grad_right = flat.t() @ bottleneck if needs[3] else None
+        return grad, grad_x, grad_left, grad_right, None, None

@@ -1,19 +1,25 @@
-"""A frozen Linear with a deployed and a quarantine block, as a PEFT LoRA layer with a fused forward."""
+"""What every routed layer does, whatever its blocks are made of: who sees what, and a fused forward."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
-from vgrout_pl.adapters.functional import RoutedUpdate, add_update, stack_blocks
+from vgrout_pl.adapters.functional import add_update
 from vgrout_pl.adapters.state import BLOCKS, Plan, RouteState
 
-Block = tuple[Tensor, Tensor, Tensor, Tensor]
+
+class Trainable(NamedTuple):
+    """A trainable tensor of a block and the init that it decays to."""
+
+    label: str
+    parameter: Tensor
+    init: Tensor
 
 
 @dataclass(slots=True)
@@ -42,18 +48,16 @@ class DecodeStep:
         return torch.addmm(base.view(base.shape[0], -1), bottleneck, self.right_t).view(base.shape)
 
 
-class RoutedLinear(LoraLinear):
-    """y = W x + sum over the blocks b in force of (B_b A_b - B0_b A0_b) x, times PEFT's scaling.
+class RoutedLayer(LoraLinear):
+    """y = W x + sum over the blocks b in force of right_b left_b x, an update of low rank.
 
-    A and B are PEFT's ``lora_A``/``lora_B`` of the adapters ``deployed`` and ``quarantine``; A0 and B0 are buffers
-    ``lora_init_A``/``lora_init_B``, in the state dict under PEFT's naming. What a row sees and trains comes from the
-    model's :class:`~vgrout_pl.adapters.state.RouteState`, which all layers share. PEFT's ``disable_adapter``,
-    ``set_adapter`` and ``merge`` are respected.
+    A subclass holds the tensors of the blocks ``deployed`` and ``quarantine`` and turns them into factors. What a row
+    sees and trains comes from the model's :class:`~vgrout_pl.adapters.state.RouteState`, which all layers share.
+    PEFT's ``disable_adapter``, ``set_adapter`` and ``merge`` are respected.
     """
 
-    lora_init_A: BufferDict  # noqa: N815
-    lora_init_B: BufferDict  # noqa: N815
-    other_param_names: tuple[str, ...]
+    stack_copies: int
+    """How many times each block's rank appears in the stacked bottleneck."""
 
     def __init__(self, base_layer: Any, adapter_name: str, config: Any, **kwargs: Any) -> None:
         self.route_state = RouteState()
@@ -63,24 +67,39 @@ class RoutedLinear(LoraLinear):
         self._active_blocks: tuple[str, ...] = BLOCKS
         super().__init__(base_layer, adapter_name, config=config, **kwargs)
 
+    @abstractmethod
+    def set_block(self, name: str, scale: float, *init: Tensor) -> None:
+        """Start block ``name`` at an init times ``scale``."""
+
+    @abstractmethod
+    def trainables(self, name: str) -> list[Trainable]:
+        """The trainable tensors of one block, the live tensors themselves."""
+
+    @abstractmethod
+    def sources(self, name: str) -> list[Tensor]:
+        """Every tensor that the factors of one block are made from."""
+
+    @abstractmethod
+    def factors(self, names: tuple[str, ...], dtype: torch.dtype, *, whole: bool = False) -> tuple[Tensor, Tensor]:
+        """Stacked (left [k, d_in], right [d_out, k]) whose product is the update; ``whole`` gathers sharded tensors."""
+
+    @abstractmethod
+    def _trained(self, base: Tensor, x: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
+        """Base plus update with a graph to the blocks' parameters, gated by the plan."""
+
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
-        """Add one of the two blocks; its tensors hold NaN until :meth:`set_block` fills them."""
+        """Add one of the two blocks, uninitialised; ValueError for any other adapter."""
         if adapter_name not in BLOCKS or not hasattr(config, "block_rank"):
             raise ValueError(
                 f"a routed layer holds the adapters {' and '.join(BLOCKS)} alone; got {adapter_name!r}; "
                 "add further adapters to an exported or merged model"
             )
         rank = config.block_rank(self.out_features, self.in_features)
-        super().update_layer(adapter_name, rank, lora_alpha=lora_alpha * rank / r, config=config, **kwargs)
-        for name in ("lora_init_A", "lora_init_B"):
-            if not hasattr(self, name):
-                setattr(self, name, BufferDict({}, persistent=True))
-                self.other_param_names = (*self.other_param_names, name)
-        a, b = cast(nn.Linear, self.lora_A[adapter_name]), cast(nn.Linear, self.lora_B[adapter_name])
-        a.to(torch.float32).weight.data.fill_(torch.nan)
-        b.to(torch.float32).weight.data.fill_(torch.nan)
-        self.lora_init_A[adapter_name] = a.weight.detach().clone()
-        self.lora_init_B[adapter_name] = b.weight.detach().clone()
+        self._add_block(adapter_name, rank, lora_alpha * rank / r, config, **kwargs)
+
+    @abstractmethod
+    def _add_block(self, name: str, rank: int, alpha: float, config: Any, **kwargs: Any) -> None:
+        """Make the tensors of one block, full of NaN."""
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """PEFT's choice of active adapters: an inactive block takes no part (and PEFT freezes it)."""
@@ -88,32 +107,15 @@ class RoutedLinear(LoraLinear):
         self._active_blocks = tuple(name for name in BLOCKS if name in adapter_names)
         self._decode_step = None
 
-    @torch.no_grad()
-    def set_block(self, name: str, a0: Tensor, b0: Tensor) -> None:
-        """Start block ``name`` at A = A0 = ``a0`` [r, d_in], B = B0 = ``b0`` [d_out, r] (fp32 copies)."""
-        a, b, init_a, init_b = self.block(name)
-        for parameter, buffer, value in ((a, init_a, a0), (b, init_b, b0)):
-            if parameter.shape != value.shape:
-                raise ValueError(
-                    f"{self.module_name}: block {name} expected an init of shape {list(parameter.shape)}; "
-                    f"got {list(value.shape)}"
-                )
-            parameter.copy_(value)
-            buffer.copy_(value)
-
-    def block(self, name: str) -> Block:
-        """(A [r, d_in], B [d_out, r], A0, B0) of one block, the live tensors themselves."""
-        a, b = cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name])
-        return a.weight, b.weight, self.lora_init_A[name], self.lora_init_B[name]
-
     @property
     def base_weight(self) -> Tensor:
         """The frozen weight, [d_out, d_in]."""
         return cast(nn.Linear, self.get_base_layer()).weight
 
+    @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Block ``adapter``'s update of the weight, fp32 [d_out, d_in]; exactly zero at the init."""
-        left, right = stack_blocks([self.block(adapter)], self.scaling[adapter], torch.float32)
+        left, right = self.factors((adapter,), torch.float32, whole=True)
         return right @ left
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +137,10 @@ class RoutedLinear(LoraLinear):
                 "give one route per batch row, already expanded for several samples per prompt"
             )
         if torch.is_grad_enabled():
-            return self._training_forward(base, x, plan)
+            self._decode_step = None
+            dtype = self._dtype(x)
+            with torch.autocast(x.device.type, enabled=False):
+                return self._trained(base, x, plan, dtype)
         return self._inference_forward(base, x, plan)
 
     def _still_valid(self, step: DecodeStep, x: Tensor) -> bool:
@@ -151,16 +156,15 @@ class RoutedLinear(LoraLinear):
     def _inference_forward(self, base: Tensor, x: Tensor, plan: Plan) -> Tensor:
         """The update without a graph; prepares the decoding steps that may follow this call."""
         dtype = self._dtype(x)
-        members = [self.block(name) for name in plan.blocks]
         kind = x.device.type
         with torch.autocast(kind, enabled=False):
-            left, right = stack_blocks(members, self.scaling[BLOCKS[0]], dtype)
-            mask, _ = plan.masks(self.r[BLOCKS[0]], left)
+            left, right = self.factors(plan.blocks, dtype)
+            mask, _ = plan.masks(self.r[BLOCKS[0]], self.stack_copies, left)
             out = add_update(base.to(dtype), x.to(dtype), left.t(), right.t(), mask).to(base.dtype)
         plain = x.dtype == base.dtype == dtype and x.dim() == 3 and not torch.is_autocast_enabled(kind)
         self._decode_step = None
         if plain and not torch.compiler.is_compiling():
-            sources = [tensor for member in members for tensor in member]
+            sources = [tensor for name in plan.blocks for tensor in self.sources(name)]
             self._decode_step = DecodeStep(
                 plan=plan,
                 base_layer=self.base_layer,
@@ -174,18 +178,6 @@ class RoutedLinear(LoraLinear):
             )
         return out
 
-    def _training_forward(self, base: Tensor, x: Tensor, plan: Plan) -> Tensor:
-        dtype = self._dtype(x)
-        scaling = self.scaling[BLOCKS[0]]
-        self._decode_step = None
-        with torch.autocast(x.device.type, enabled=False):
-            with torch.no_grad():
-                left, right = stack_blocks([self.block(name) for name in plan.blocks], scaling, dtype)
-            used = tuple(BLOCKS.index(name) for name in plan.blocks)
-            parameters = [p for name in BLOCKS for p in self.block(name)[:2]]
-            masks = plan.masks(self.r[BLOCKS[0]], left)
-            return RoutedUpdate.apply(base, x, left, right, *masks, scaling, used, *parameters)
-
     def _dtype(self, x: Tensor) -> torch.dtype:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -193,3 +185,8 @@ class RoutedLinear(LoraLinear):
 
     def __repr__(self) -> str:
         return "routed." + super(LoraLinear, self).__repr__()
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """The tensor without its graph; gathered from all processes where it is sharded."""
+    return tensor.full_tensor().detach() if hasattr(tensor, "full_tensor") else tensor.detach()

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vgrout_pl.adapters.attach import route_state, routed_layers
-from vgrout_pl.adapters.functional import stack_blocks
-from vgrout_pl.adapters.layer import RoutedLinear
-from vgrout_pl.adapters.state import BLOCKS, Plan
+from vgrout_pl.adapters.layer import RoutedLayer
+from vgrout_pl.adapters.state import Plan
 
 
 @contextmanager
@@ -50,14 +49,14 @@ def merged(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _update(layer: RoutedLinear, blocks: tuple[str, ...]) -> Tensor | float:
+def _update(layer: RoutedLayer, blocks: tuple[str, ...]) -> Tensor | float:
     if not blocks:
         return 0.0
-    left, right = stack_blocks([layer.block(name) for name in blocks], layer.scaling[BLOCKS[0]], torch.float32)
+    left, right = layer.factors(blocks, torch.float32)
     return right @ left
 
 
-def _check_mergeable(layers: list[RoutedLinear]) -> None:
+def _check_mergeable(layers: list[RoutedLayer]) -> None:
     seen: set[int] = set()
     for layer in layers:
         weight = layer.base_weight

@@ -57,15 +57,15 @@ class Plan:
     _masks: dict[tuple[object, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict, compare=False)
     _parts: dict[tuple[str, ...], Plan] = field(default_factory=dict, compare=False)
 
-    def masks(self, rank: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Forward and gradient mask, each [rows, 1, 2 * len(blocks) * rank] or None, over the stacked bottleneck."""
+    def masks(self, rank: int, copies: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Forward and gradient mask, each [rows, 1, copies * len(blocks) * rank] or None, over stacked bottlenecks."""
         if self.rows is None:
             return None, None
-        key = (rank, like.device, like.dtype)
+        key = (rank, copies, like.device, like.dtype)
         if key not in self._masks:
             self._masks[key] = (
-                _spread(self.forward_gates, rank, like),
-                _spread(self.gradient_gates, rank, like),
+                _spread(self.forward_gates, rank, copies, like),
+                _spread(self.gradient_gates, rank, copies, like),
             )
         return self._masks[key]
 
@@ -79,10 +79,10 @@ class Plan:
         return self._parts[names]
 
 
-def _spread(gates: Tensor | None, rank: int, like: Tensor) -> Tensor | None:
+def _spread(gates: Tensor | None, rank: int, copies: int, like: Tensor) -> Tensor | None:
     if gates is None:
         return None
-    return gates.to(like.device, like.dtype).repeat_interleave(rank, dim=1).repeat(1, 2).unsqueeze(1)
+    return gates.to(like.device, like.dtype).repeat_interleave(rank, dim=1).repeat(1, copies).unsqueeze(1)
 
 
 def as_routes(routes: Tensor | Sequence[int]) -> Tensor:

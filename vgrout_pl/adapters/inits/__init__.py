@@ -1,5 +1,6 @@
 """Registry of inits: one file each, one interface (:class:`InitRequest` -> :class:`BlockFactors`)."""
 
+from vgrout_pl.adapters.inits.antipasto import ANTIPASTO
 from vgrout_pl.adapters.inits.base import BlockFactors, InitRequest, InitStrategy, module_generator
 from vgrout_pl.adapters.inits.corda import CORDA
 from vgrout_pl.adapters.inits.gaussian import GAUSSIAN, GAUSSIAN_UNIT
@@ -7,9 +8,8 @@ from vgrout_pl.adapters.inits.pissa import PISSA
 from vgrout_pl.adapters.inits.random_split import RANDOM_SPLIT
 from vgrout_pl.adapters.inits.scorda import SCORDA, SCORDA_REV
 
-INITS: dict[str, InitStrategy] = {
-    strategy.name: strategy for strategy in (GAUSSIAN, GAUSSIAN_UNIT, RANDOM_SPLIT, PISSA, CORDA, SCORDA, SCORDA_REV)
-}
+_BUILT_IN = (GAUSSIAN, GAUSSIAN_UNIT, RANDOM_SPLIT, PISSA, CORDA, SCORDA, SCORDA_REV, ANTIPASTO)
+INITS: dict[str, InitStrategy] = {strategy.name: strategy for strategy in _BUILT_IN}
 
 
 def register_init(strategy: InitStrategy) -> None:

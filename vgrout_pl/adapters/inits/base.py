@@ -5,16 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Factors = tuple[Tensor, Tensor]
+Factors = tuple[Tensor, ...]
 
 
 class BlockFactors(NamedTuple):
-    """(A0 [r, d_in], B0 [d_out, r]) of both blocks."""
+    """What both blocks start from: (A0 [r, d_in], B0 [d_out, r]), or (V [r, d_in], U [d_out, r], S [r])."""
 
     deployed: Factors
     quarantine: Factors
@@ -58,12 +58,14 @@ class InitStrategy:
         build: the init itself, pure but for the request's generator.
         calibrated: whether it needs ``deltas``.
         orthogonal: whether it needs 2 r orthogonal directions on both sides of the weight.
+        parametrisation: what trains: ``lora`` (A, B) or ``antipasto`` (gains and a rotation on frozen directions).
     """
 
     name: str
     build: Callable[[InitRequest], BlockFactors]
     calibrated: bool = False
     orthogonal: bool = True
+    parametrisation: Literal["lora", "antipasto"] = "lora"
 
 
 def module_generator(seed: int, name: str) -> torch.Generator:
