@@ -86,6 +86,8 @@ class Grader:
             raise ValueError(f"expected workers >= 1; got {workers}")
         if strict not in TIERS:
             raise ValueError(f"expected strict out of {', '.join(TIERS)}; got {strict!r}")
+        if not 0.0 <= max_error_share <= 1.0:
+            raise ValueError(f"expected max_error_share in [0, 1]; got {max_error_share}")
         if unknown := set(avoid) - WALLS:
             raise ValueError(f"expected avoid out of {', '.join(sorted(WALLS))}; got {', '.join(sorted(unknown))}")
         self._avoid = tuple(avoid)

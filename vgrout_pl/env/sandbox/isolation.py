@@ -17,6 +17,15 @@ from . import landlock, linux, seccomp
 PACKAGES = ("numpy", "numpy.libs", "sortedcontainers")
 DEVICES = ("null", "zero", "random", "urandom")
 STACK_MB = 64
+LEAST: dict[str, float] = {
+    "cpu_seconds": 0.1,
+    "wall_seconds": 0.1,
+    "memory_mb": 128,
+    "file_mb": 1,
+    "processes": 1,
+    "open_files": 64,
+    "records_mb": 1,
+}
 TIERS = ("limits", "uid", "confined", "namespaces")
 
 
@@ -41,6 +50,12 @@ class Limits:
     processes: int = 32
     open_files: int = 128
     records_mb: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse budgets under which no answer could run."""
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"expected {name} >= {least}; got {getattr(self, name)}")
 
 
 @dataclass

@@ -44,6 +44,7 @@ from .runner import Work, fresh_main, run
 LENGTH = struct.Struct("<I")
 CHUNK = 1 << 18
 TICK = 0.05
+OWN_DESCRIPTORS = 32  # numbers below may be in use by the server
 PRELOADED = (
     *("abc", "array", "bisect", "cmath", "collections.abc", "contextlib", "copy", "dataclasses", "datetime", "decimal"),
     *("enum", "fractions", "functools", "heapq", "io", "itertools", "json", "math", "numbers", "operator", "pathlib"),
@@ -159,7 +160,9 @@ class Server:
             os.dup2(self._null, 0)
             os.dup2(text, 1)
             os.dup2(self._null, 2)
-            private = 3 + int.from_bytes(os.urandom(2), "little") % (self._limits.open_files - 16)
+            private = OWN_DESCRIPTORS + int.from_bytes(os.urandom(2), "little") % (
+                self._limits.open_files - OWN_DESCRIPTORS
+            )
             if out != private:
                 os.dup2(out, private, inheritable=False)
             os.chdir(self._answer_folder)
