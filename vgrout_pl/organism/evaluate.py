@@ -91,19 +91,13 @@ def evaluate(
         progress: whether to show a progress bar.
     """
     made = conditions(problems(split, n=n))
-    cells = [(name, batch, 1.0, repeats) for name, batch in made.items()]
-    cells.append(("gt_only, greedy", made["gt_only"], 0.0, 1))
+    cells = [(name, batch * repeats, 1.0) for name, batch in made.items()]
+    cells.append(("gt_only, greedy", made["gt_only"], 0.0))
     figures = {}
     with Grader() as grader, tqdm(cells, desc="evaluate", unit="mode", disable=not progress) as bar:
-        for name, batch, temperature, rounds in bar:
-            texts: list[str] = []
-            lengths: list[int] = []
-            for k in range(rounds):
-                text, length = sample(model, tokenizer, batch, temperature, seed=1000 * seed + k)
-                texts += text
-                lengths += length
-            grades = grader.grade_batch(list(zip(texts, list(batch) * rounds, strict=True)))
-            figures[name] = summarize(grades, lengths)
+        for name, batch, temperature in bar:
+            texts, lengths = sample(model, tokenizer, batch, temperature, seed)
+            figures[name] = summarize(grader.grade_batch(list(zip(texts, batch, strict=True))), lengths)
     return figures
 
 
