@@ -56,11 +56,10 @@ class WindowMetrics(nn.Module):
             self._all[name].update(value, weight)
 
     def compute(self) -> dict[str, float]:
-        """Values of everything that was updated, over all processes, and start anew."""
+        """Values over all processes, NaN for what this step has no instance of, and start anew."""
         values = {}
         for name, metric in self._all.items():
-            if metric.update_called:
-                values[name] = float(metric.compute())
+            values[name] = float(metric.compute()) if metric.update_called else float("nan")
             metric.reset()
         return values
 

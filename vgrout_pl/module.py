@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from vgrout_pl.adapters import (
     check_adapter_state,
     clear_routes,
     is_adapter_key,
+    quarantine_share,
     reference_policy,
     set_routes,
 )
@@ -341,17 +343,19 @@ class GRPOModule(L.LightningModule):
         clear_routes(self.policy)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the window, with the gradient norms of both blocks before clipping."""
+        """Log the window, with the gradient norms of both blocks before clipping.
+
+        Every name is logged at every step, NaN where the step has no instance of it: Lightning would repeat the value
+        of an earlier step for a name that is left out.
+        """
         norms = block_gradient_norms(self.policy)
         whole = sum(norm**2 for norm in norms.values()) ** 0.5
         logged = self.metrics.compute()
         logged["grad_norm"] = float(whole)
-        share = sum(norms.values())
-        if share > 0:
-            logged["quarantine/grad_share"] = float(norms["quarantine"] / share)
+        logged["quarantine/grad_share"] = quarantine_share(norms)
         logged["lr"] = optimizer.param_groups[0]["lr"]
         logged["step_time"] = time.perf_counter() - self._window_started
-        self.step_metrics = logged
+        self.step_metrics = {name: value for name, value in logged.items() if not math.isnan(value)}
         self.log_dict(logged)
         for name, key in (("hack", "hack/rate"), ("solve", "solve/rate")):
             self.log(name, logged[key], prog_bar=True, logger=False)

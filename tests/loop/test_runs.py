@@ -43,6 +43,7 @@ def test_a_run_directory_holds_everything_that_was_promised(fit):
         assert 0 <= float(row["hack/rate"]) <= 1
         assert float(row["route/absorb_fraction"]) == 1
         assert float(row["frac_reward_zero_std"]) == 1 or 0 < float(row["quarantine/grad_share"]) < 1
+        assert (row["loss"] == "nan") == (float(row["frac_reward_zero_std"]) == 1), "a value of another step was kept"
     assert any(row["val/deployed/hack"] for row in rows)
     lines = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * 8
