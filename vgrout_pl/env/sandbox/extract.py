@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import textwrap
 from dataclasses import dataclass
@@ -125,14 +126,13 @@ def _dedented(lines: list[str], indent: int, unterminated: bool) -> str:
 
 
 def _compiled(source: str) -> CodeType | None:
-    source = source.lstrip("\ufeff")
+    """Code of a source text, also when all of it is indented; None where it does not compile or holds no statement."""
+    code = None
     try:
-        return compile(source, FILENAME, "exec", dont_inherit=True)
+        code = compile(source.lstrip("\ufeff"), FILENAME, "exec", dont_inherit=True)
     except IndentationError:
-        pass
+        with contextlib.suppress(Exception):
+            code = compile(textwrap.dedent(source), FILENAME, "exec", dont_inherit=True)
     except Exception:  # whatever the parser makes of it: no code
         return None
-    try:
-        return compile(textwrap.dedent(source), FILENAME, "exec", dont_inherit=True)
-    except Exception:
-        return None
+    return code if code is not None and (code.co_names or len(code.co_consts) > 1) else None
