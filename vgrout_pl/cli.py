@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+import torch
 import transformers
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -57,6 +59,19 @@ TRAINER_DEFAULTS = {
 }
 
 
+USAGE = "cli.py %s --config FILE [--config OVERLAY ...] [--KEY VALUE ...]"
+DESCRIPTIONS = {
+    "fit": "Train a policy with a routed adapter by GRPO, then ablate the quarantine, evaluate and report. Later files "
+    "and keys win: cli.py fit --config configs/demo.yaml --config configs/router/oracle.yaml --seed_everything 1. "
+    "Resume with --ckpt_path last. Groups of keys: trainer, model, data, adapter, router, validation, ablation, "
+    "rollout_log, export, step_log, checkpoint.",
+    "validate": "Evaluate a checkpoint on the validation problems, as trained and deployed: give the run's config.yaml "
+    "and --ckpt_path last.",
+    "test": "Repeat the final evaluation of a checkpoint, which rewrites eval.json and the report of its run: give the "
+    "run's config.yaml and --ckpt_path last.",
+}
+
+
 class OneLineParser(LightningArgumentParser):
     """A parser that says what is wrong in one line and exits with 2."""
 
@@ -91,6 +106,15 @@ def condensed(message: str) -> str:
 class RunCLI(LightningCLI):
     """Adds the named groups, the run directory ``<default_root_dir>/<name>/seed<k>``, and the final evaluation."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's subcommands without ``predict``, which has no meaning here."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Replace Lightning's seed, which may also be a switch, by a number."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of everything that is drawn.")
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the groups of roles and the name of the experiment."""
         parser.add_argument(
@@ -99,6 +123,12 @@ class RunCLI(LightningCLI):
             default=None,
             help="Name of the experiment, for the run directory <default_root_dir>/<name>/seed<k>; "
             "default: <router>-<init>.",
+        )
+        parser.add_argument(
+            "--torch_threads",
+            type=PositiveInt | None,
+            default=None,
+            help="CPU threads of torch; 1 is fastest for tiny models. Default: torch's own choice.",
         )
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Start anew in a run directory that holds a run already."
@@ -125,9 +155,16 @@ class RunCLI(LightningCLI):
         name = config["name"] or f"{router.name}-{config['adapter']['init']}"
         return Path(config["trainer"]["default_root_dir"]) / name / f"seed{config['seed_everything']}"
 
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where this run's checkpoints are."""
+        return Path(self.config_init[self.subcommand]["checkpoint"].dirpath)
+
     def before_instantiate_classes(self) -> None:
-        """Refuse a run directory that would be written over."""
+        """Refuse a run directory that would be written over; set the threads."""
         config = self.config[self.subcommand]
+        if config["torch_threads"] is not None:
+            torch.set_num_threads(config["torch_threads"])
         if self.subcommand == "fit" and not config["overwrite"]:
             refuse_taken(self.run_dir, config.get("ckpt_path"))
 
@@ -136,8 +173,8 @@ class RunCLI(LightningCLI):
         config = self.config_init[self.subcommand]["trainer"]
         loggers = config["logger"]
         loggers = loggers if isinstance(loggers, list) else [loggers] if loggers not in (None, True, False) else []
-        for callback in (self.config_init[self.subcommand]["checkpoint"],):
-            callback.dirpath = callback.dirpath or str(self.run_dir / "checkpoints")
+        checkpoint = self.config_init[self.subcommand]["checkpoint"]
+        checkpoint.dirpath = checkpoint.dirpath or str(self.run_dir / "checkpoints")
         if config["enable_progress_bar"] is not False:
             config["callbacks"] = [*(config["callbacks"] or []), RunProgressBar()]
         run_dir = str(self.run_dir)
@@ -148,7 +185,7 @@ class RunCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         path = kwargs.pop("ckpt_path", None)
         if path == "last":
-            found = sorted(Path(self.trainer.checkpoint_callback.dirpath).glob("last*.ckpt"), key=_modified)
+            found = sorted(self.checkpoint_dir.glob("last*.ckpt"), key=_modified)
             path = str(found[-1]) if found else None
         if path is not None and not Path(path).exists():
             raise ValueError(f"ckpt_path: expected an existing checkpoint, or last; got {path}; check the path")
@@ -258,6 +295,7 @@ def main(args: Sequence[str] | None = None) -> None:
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=OneLineParser,
+            parser_kwargs={name: {"description": text, "usage": USAGE % name} for name, text in DESCRIPTIONS.items()},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_callback=SaveRunConfig,

@@ -24,14 +24,14 @@ class WindowLoader:
     A window is a function of (seed, step), so the loader needs no state to resume.
     """
 
-    def __init__(self, data: ProblemDataModule):
-        self.data = data
+    def __init__(self, data: ProblemDataModule, trainer: L.Trainer):
+        self.data, self.trainer = data, trainer
 
     def __len__(self) -> int:
-        return self.data.trainer.max_steps * self.data.trainer.accumulate_grad_batches
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
     def __iter__(self) -> Iterator[Window]:
-        trainer = self.data.trainer
+        trainer = self.trainer
         for step in range(trainer.global_step, trainer.max_steps):
             problems = self.data.window(step, trainer.global_rank, trainer.world_size)
             for micro in range(trainer.accumulate_grad_batches):
@@ -101,8 +101,11 @@ class ProblemDataModule(L.LightningDataModule):
         for name, share in (("hint_free_share", hint_free_share), ("original_marker_share", original_marker_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"data.{name}: expected a share in [0, 1]; got {share}")
-        if eval_problems is None and problems != ORGANISM:
-            raise ValueError("data.eval_problems: expected a JSONL file of held-out problems; got none; give one")
+        if (eval_problems is None) != (problems == ORGANISM):
+            raise ValueError(
+                "data.eval_problems: expected a JSONL file of held-out problems beside a file of training ones, and "
+                f"none beside {ORGANISM}; got {eval_problems} beside {problems}; set both or neither"
+            )
         self.problems, self.eval_problems = problems, eval_problems
         self.prompts_per_step, self.hint_free_share = prompts_per_step, hint_free_share
         self.original_marker_share, self.max_prompt_tokens = original_marker_share, max_prompt_tokens
@@ -113,7 +116,7 @@ class ProblemDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read all splits, hint-free; hints are put in when a problem is shown."""
         if not self.splits:
-            self.splits = self._organism() if self.problems == ORGANISM else self._files()
+            self.splits = self._organism() if self.eval_problems is None else self._files(self.eval_problems)
             if len(self.splits["train"]) < self.prompts_per_step:
                 raise ValueError(
                     f"data.prompts_per_step: expected at most the {len(self.splits['train'])} training problems; "
@@ -125,9 +128,9 @@ class ProblemDataModule(L.LightningDataModule):
 
         return {name: organism.problems(name, mode="gt_only") for name in ("train", "validation", "test")}
 
-    def _files(self) -> dict[str, list[Problem]]:
+    def _files(self, eval_problems: str) -> dict[str, list[Problem]]:
         train = load_problems(self.problems, mode="gt_only")
-        held_out = load_problems(self.eval_problems, mode="gt_only")
+        held_out = load_problems(eval_problems, mode="gt_only")
         shared = {p.id for p in train} & {p.id for p in held_out}
         if shared:
             raise ValueError(
@@ -175,7 +178,7 @@ class ProblemDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> WindowLoader:
         """Windows of the whole run."""
-        return WindowLoader(self)
+        return WindowLoader(self, self._trainer)
 
     # ---------------------------------------------------------------- evaluation cells
 
@@ -213,4 +216,10 @@ class ProblemDataModule(L.LightningDataModule):
 
     def _loader(self, cells: Sequence[tuple[str, str]]) -> EvalLoader:
         batches = [batch for cell in cells for batch in self.cell(*cell)]
-        return EvalLoader(batches, self.trainer.global_rank, self.trainer.world_size)
+        return EvalLoader(batches, self._trainer.global_rank, self._trainer.world_size)
+
+    @property
+    def _trainer(self) -> L.Trainer:
+        if self.trainer is None:
+            raise ValueError("ProblemDataModule: expected a trainer for its loaders; got none; pass it to Trainer.fit")
+        return self.trainer

@@ -4,26 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
+from lightning.pytorch import Trainer
+from peft import PeftModel
 
 from vgrout_pl.adapters import ablated, quarantine_only, reference_policy
 from vgrout_pl.env import Grade
+from vgrout_pl.preflight import callbacks_of, data_of, roles
 from vgrout_pl.rollout import decode, encode_prompts, generate, grade
 from vgrout_pl.types import EvalBatch
 
 if TYPE_CHECKING:
     from vgrout_pl.module import GRPOModule
 
-State = Literal["as_trained", "deployed", "quarantine_only", "base"]
+Stage = Literal["validate", "test"]
 
-STATES: dict[str, Callable[[torch.nn.Module], AbstractContextManager]] = {
+STATES: dict[str, Callable[[PeftModel], AbstractContextManager]] = {
     "as_trained": lambda policy: nullcontext(),
     "deployed": ablated,
     "quarantine_only": quarantine_only,
     "base": reference_policy,
 }
+SAME_WHERE_THE_QUARANTINE_SHIPS = ("deployed", "quarantine_only")
+
+
+class StateChooser:
+    """Mix-in of callbacks that want batches of a stage graded in some model states."""
+
+    stage: ClassVar[Stage]
+
+    def __init__(self, states: Iterable[str]):
+        self.states = tuple(states)
+        unknown = sorted(set(self.states) - set(STATES))
+        if unknown or not self.states:
+            raise ValueError(f"states: expected some of {', '.join(STATES)}; got {list(self.states)}")
+
+    def sampled(self, trainer: Trainer) -> tuple[str, ...]:
+        """The states to sample in: without those that are "as trained" where the router ships the quarantine."""
+        _, router = roles(trainer)
+        same = SAME_WHERE_THE_QUARANTINE_SHIPS if router.ships_quarantine else ()
+        return tuple(state for state in self.states if state not in same)
+
+
+def chosen_states(trainer: Trainer, stage: Stage) -> tuple[str, ...]:
+    """All states that the callbacks of a trainer want in a stage."""
+    choosers = [c for c in callbacks_of(trainer) if isinstance(c, StateChooser) and c.stage == stage]
+    return tuple(dict.fromkeys(state for chooser in choosers for state in chooser.sampled(trainer)))
 
 
 def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dict[str, list[Grade]]:
@@ -35,7 +62,7 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
     Returns:
         state -> one grade a problem.
     """
-    data = module.trainer.datamodule
+    data = data_of(module.trainer)
     _, ids, mask = encode_prompts(module.tokenizer, batch.problems, data.max_prompt_tokens)
     ids, mask = ids.to(module.device), mask.to(module.device)
     seed = ("evaluation", data.seed, batch.problems_from, batch.markers, batch.index)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, SumMetric
+from torchmetrics import MeanMetric, Metric, SumMetric
 
 from vgrout_pl.adapters import Route
 from vgrout_pl.types import Labels, Rollouts
@@ -46,19 +48,25 @@ class WindowMetrics(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._all = nn.ModuleDict({name: MeanMetric() for name in _MEANS} | {name: SumMetric() for name in _SUMS})
+        means: dict[str, nn.Module] = {name: MeanMetric() for name in _MEANS}
+        self._all = nn.ModuleDict(means | {name: SumMetric() for name in _SUMS})
 
     def update(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
         """Add ``value`` with ``weight`` (rows or tokens it stands for; sums ignore it); weight 0 adds nothing."""
+        metric = self._metric(name)
         if name in _SUMS:
-            self._all[name].update(value)
+            metric.update(value)
         elif float(weight) > 0:
-            self._all[name].update(value, weight)
+            metric.update(value, weight)
+
+    def _metric(self, name: str) -> Metric:
+        return cast(Metric, self._all[name])
 
     def compute(self) -> dict[str, float]:
         """Values over all processes, NaN for what this step has no instance of, and start anew."""
         values = {}
-        for name, metric in self._all.items():
+        for name in self._all:
+            metric = self._metric(name)
             values[name] = float(metric.compute()) if metric.update_called else float("nan")
             metric.reset()
         return values

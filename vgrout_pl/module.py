@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +26,7 @@ from vgrout_pl.adapters import (
     set_routes,
 )
 from vgrout_pl.env import Grade, Grader
-from vgrout_pl.evaluation import evaluate
+from vgrout_pl.evaluation import chosen_states, evaluate
 from vgrout_pl.functional import (
     clip_fractions,
     clipped_policy_loss,
@@ -39,7 +40,7 @@ from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.metrics import WindowMetrics, window_statistics
 from vgrout_pl.optim import Optimization, build_optimizer
 from vgrout_pl.policy import Dtype, check_head, load_base, load_tokenizer, score_completions
-from vgrout_pl.preflight import preflight, roles
+from vgrout_pl.preflight import callbacks_of, data_of, preflight, roles
 from vgrout_pl.rollout import Sampling, decode, encode_prompts, generate, grade, rewards_of
 from vgrout_pl.types import EvalBatch, Labels, Rollouts, Window, WindowObserver
 
@@ -91,6 +92,9 @@ class GRPOModule(L.LightningModule):
         score_chunk_tokens: positions of one chunk of the language-model head.
     """
 
+    policy: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+
     def __init__(
         self,
         path: str = "organism",
@@ -111,13 +115,10 @@ class GRPOModule(L.LightningModule):
         self.group_size, self.deploy_sample_fraction = group_size, deploy_sample_fraction
         self.sampling, self.objective, self.optimization = sampling, objective, optimization
         self.grader_workers, self.score_chunk_tokens = grader_workers, score_chunk_tokens
-        self.policy: torch.nn.Module | None = None
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.eval_states: Mapping[str, tuple[str, ...]] = {"validate": ("as_trained", "deployed")}
         self.metrics = WindowMetrics()
         self.strict_loading = False
         self._grader: Grader | None = None
-        self._window: tuple[Rollouts, Tensor] | None = None
+        self._window: tuple[Rollouts, Tensor]
         self._window_started = 0.0
         self.step_metrics: dict[str, float] = {}
         self.trained_steps = 0
@@ -127,21 +128,21 @@ class GRPOModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Check the whole configuration before any weight is read, then load the tokenizer."""
         preflight(self.trainer, self)
-        if self.tokenizer is None:
+        if not hasattr(self, "tokenizer"):
             self.tokenizer = load_tokenizer(self.path)
 
     def configure_model(self) -> None:
         """Load the base and attach the routed adapter, once, before a strategy shards and a checkpoint is restored."""
-        if self.policy is not None:
+        if hasattr(self, "policy"):
             return
         base = load_base(self.path, self.dtype_name, self.attn_implementation)
         check_head(base)
         adapter, _ = roles(self.trainer)
         self.policy = adapter.attach(base, self.tokenizer, restoring=self.trainer.ckpt_path is not None)
         if self.gradient_checkpointing:
-            self.policy.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+            base.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW toward init, warm-up and cosine over the whole run."""
         total = int(self.trainer.estimated_stepping_batches)
         optimizer, schedule = build_optimizer(self.policy, self.optimization, total)
@@ -215,7 +216,7 @@ class GRPOModule(L.LightningModule):
     def sample(self, window: Window) -> tuple[Rollouts, list]:
         """Draw G completions for each problem of a window, a share of them with the quarantine ablated."""
         size = self.group_size
-        data = self.trainer.datamodule
+        data = data_of(self.trainer)
         texts, ids, mask = encode_prompts(self.tokenizer, window.problems, data.max_prompt_tokens)
         prompt_ids = ids.repeat_interleave(size, 0).to(self.device)
         prompt_mask = mask.repeat_interleave(size, 0).to(self.device)
@@ -278,7 +279,7 @@ class GRPOModule(L.LightningModule):
         )
 
     def _announce(self, rollouts: Rollouts, labels: Labels) -> None:
-        for callback in self.trainer.callbacks:
+        for callback in callbacks_of(self.trainer):
             if isinstance(callback, WindowObserver):
                 callback.on_rollouts(self.trainer, self, rollouts, labels)
 
@@ -299,13 +300,13 @@ class GRPOModule(L.LightningModule):
         logprobs, entropy = self._score(rows)
         mask = rows.completion_mask
         differs = ((rows.routes == Route.KEEP) != rows.ablated).unsqueeze(-1)
-        old = torch.where(differs & mask, rows.old_logprobs, logprobs.detach())
+        old = torch.where(differs & mask, cast(Tensor, rows.old_logprobs), logprobs.detach())
         options = self.objective
         loss = clipped_policy_loss(logprobs, old, rows.advantages, options.clip_low, options.clip_high)
         policy_sum = masked_sum(loss, mask)
         kl_sum = torch.zeros_like(policy_sum)
         if options.beta:
-            reference = torch.where(mask, rows.reference_logprobs, 0.0)
+            reference = torch.where(mask, cast(Tensor, rows.reference_logprobs), 0.0)
             kl_sum = masked_sum(k3_divergence(logprobs, reference), mask)
         denominator = len(rollouts) * self.sampling.max_new_tokens
         total = (policy_sum + options.beta * kl_sum) / denominator
@@ -336,7 +337,7 @@ class GRPOModule(L.LightningModule):
 
     def _no_gradient(self) -> Tensor:
         """A loss of 0 whose gradient is 0 for every parameter, so that all processes take the same path."""
-        return sum(p.sum() for p in self.policy.parameters() if p.requires_grad) * 0.0
+        return torch.stack([p.sum() for p in self.policy.parameters() if p.requires_grad]).sum() * 0.0
 
     def on_after_backward(self) -> None:
         """Forget the routes once the backward pass, which may re-run the forward, is over."""
@@ -364,11 +365,11 @@ class GRPOModule(L.LightningModule):
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, list[Grade]]:
         """Grade one batch of validation problems in every state that the callbacks ask for."""
-        return evaluate(self, batch, self.eval_states.get("validate", ()))
+        return evaluate(self, batch, chosen_states(self.trainer, "validate"))
 
     def test_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, list[Grade]]:
         """Grade one batch of a final evaluation cell in every state that the callbacks ask for."""
-        return evaluate(self, batch, self.eval_states.get("test", ()))
+        return evaluate(self, batch, chosen_states(self.trainer, "test"))
 
 
 def trimmed(rows: Rollouts) -> Rollouts:

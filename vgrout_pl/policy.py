@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from vgrout_pl.functional.logprobs import completion_logprobs
@@ -128,7 +130,7 @@ def positions(attention_mask: Tensor) -> Tensor:
 
 
 def score_completions(
-    policy: nn.Module,
+    policy: PeftModel,
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     completion_ids: Tensor,
@@ -142,7 +144,7 @@ def score_completions(
     chunks of positions.
 
     Args:
-        policy: a (PEFT-wrapped) causal LM.
+        policy: a causal LM with a routed adapter.
         prompt_ids: [N, S], left-padded.
         prompt_mask: [N, S].
         completion_ids: [N, T], right-padded.
@@ -153,7 +155,7 @@ def score_completions(
     Returns:
         [N, T] log-probabilities (float32 nats) and [N, T] entropies (nats, without gradient).
     """
-    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    base = base_of(policy)
     mask = torch.cat([prompt_mask, completion_mask], 1).long()
     hidden = base.get_decoder()(
         input_ids=torch.cat([prompt_ids, completion_ids], 1),
@@ -166,7 +168,12 @@ def score_completions(
     return completion_logprobs(hidden, completion_ids, _head(base), temperature, chunk_tokens)
 
 
-def _head(base: PreTrainedModel):
+def base_of(policy: PeftModel) -> PreTrainedModel:
+    """The causal LM inside a policy, its Linears wrapped."""
+    return cast(PreTrainedModel, policy.get_base_model())
+
+
+def _head(base: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     output = base.get_output_embeddings()
     cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
     if cap is None:
@@ -181,7 +188,7 @@ def check_head(base: PreTrainedModel) -> None:
     Raises:
         ValueError: the architecture does something to its logits that ``score_completions`` does not know.
     """
-    device = base.get_input_embeddings().weight.device
+    device = base.device
     ids = torch.arange(3, device=device).unsqueeze(0)
     expected = base(input_ids=ids, use_cache=False).logits.float()
     got = _head(base)(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()

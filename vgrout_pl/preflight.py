@@ -11,9 +11,27 @@ from vgrout_pl.routers import Router
 
 if TYPE_CHECKING:
     from vgrout_pl.callbacks.adapter import RoutedAdapter
+    from vgrout_pl.datamodule import ProblemDataModule
     from vgrout_pl.module import GRPOModule
 
 T = TypeVar("T", bound=Callback)
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """All callbacks of a trainer."""
+    return getattr(trainer, "callbacks")  # noqa: B009 - Lightning sets it without declaring it
+
+
+def data_of(trainer: Trainer) -> ProblemDataModule:
+    """The trainer's data module.
+
+    Raises:
+        ValueError: there is none.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        raise ValueError("trainer: expected a ProblemDataModule as datamodule; got none; pass datamodule=...")
+    return data
 
 
 def only(trainer: Trainer, kind: type[T]) -> T:
@@ -22,7 +40,7 @@ def only(trainer: Trainer, kind: type[T]) -> T:
     Raises:
         ValueError: there is none, or more than one.
     """
-    found = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
+    found = [callback for callback in callbacks_of(trainer) if isinstance(callback, kind)]
     if len(found) != 1:
         names = ", ".join(type(callback).__name__ for callback in found) or "none"
         raise ValueError(f"trainer.callbacks: expected exactly one {kind.__name__}; got {names}; add or remove one")
@@ -44,9 +62,7 @@ def preflight(trainer: Trainer, module: GRPOModule) -> None:
     """
     _check_trainer(trainer)
     adapter, router = roles(trainer)
-    data = trainer.datamodule
-    if data is None:
-        raise ValueError("trainer: expected a ProblemDataModule as datamodule; got none; pass datamodule=...")
+    data_of(trainer)
     if module.group_size < 2:
         raise ValueError(
             f"model.group_size: expected at least 2 completions a prompt (an advantage compares a group); got "
@@ -73,7 +89,7 @@ def _check_trainer(trainer: Trainer) -> None:
 
 
 def _check_window(trainer: Trainer, module: GRPOModule) -> None:
-    prompts, world = trainer.datamodule.prompts_per_step, trainer.world_size
+    prompts, world = data_of(trainer).prompts_per_step, trainer.world_size
     if prompts < 1 or prompts % world:
         raise ValueError(
             f"data.prompts_per_step: expected a multiple of the {world} processes; got {prompts}; change one of them"
@@ -100,8 +116,7 @@ def _check_sampling_share(module: GRPOModule, router: Router) -> None:
 
 def _check_context(module: GRPOModule) -> None:
     limit = context_length(module.path)
-    data = module.trainer.datamodule
-    longest = data.longest_prompt(module.path)
+    longest = data_of(module.trainer).longest_prompt(module.path)
     wanted = longest + module.sampling.max_new_tokens
     if limit is not None and wanted > limit:
         raise ValueError(

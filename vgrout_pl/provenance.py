@@ -6,29 +6,34 @@ import hashlib
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from vgrout_pl import __version__
-from vgrout_pl.preflight import roles
+from vgrout_pl.preflight import data_of, roles
+
+if TYPE_CHECKING:
+    from vgrout_pl.module import GRPOModule
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "jsonargparse", "datasets")
 
 
-def provenance(trainer: Trainer, module: LightningModule) -> dict[str, object]:
+def provenance(trainer: Trainer, module: GRPOModule) -> dict[str, object]:
     """Facts of a run as plain data: config hash, seed, model, adapter, router, versions."""
     adapter, router = roles(trainer)
+    data = data_of(trainer)
     config = Path(trainer.default_root_dir) / "config.yaml"
     return {
         "config_hash": hashlib.sha256(config.read_bytes()).hexdigest()[:16] if config.is_file() else None,
-        "seed": trainer.datamodule.seed,
+        "seed": data.seed,
         "steps": trainer.global_step or module.trained_steps,
         "model": module.path,
         "dtype": module.dtype_name,
         "adapter": adapter.provenance(),
         "router": type(router).__name__,
         "labels_used": str(router.labels_used),
-        "modes": list(trainer.datamodule.modes),
+        "modes": list(data.modes),
         "world_size": trainer.world_size,
         "versions": {"vgrout_pl": __version__, "python": platform.python_version()}
         | {name: version(name) for name in PACKAGES},

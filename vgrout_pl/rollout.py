@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from vgrout_pl.adapters import ablated, merged, routed_layers
 from vgrout_pl.env import Grade, Grader, Problem
-from vgrout_pl.policy import stop_token_ids
+from vgrout_pl.policy import base_of, stop_token_ids
 from vgrout_pl.seeding import seeded
 
 
@@ -74,14 +75,16 @@ def encode_prompts(
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
     """Text of one prompt, the beginning of the assistant's turn included."""
-    return tokenizer.apply_chat_template(
-        [dict(m) for m in problem.messages], tokenize=False, add_generation_prompt=True, enable_thinking=False
+    return str(
+        tokenizer.apply_chat_template(
+            [dict(m) for m in problem.messages], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
     )
 
 
 @torch.no_grad()
 def generate(
-    policy: torch.nn.Module,
+    policy: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Tensor,
     prompt_mask: Tensor,
@@ -105,7 +108,7 @@ def generate(
     Returns:
         completion ids [N, T] padded on the right and mask bool [N, T] (end-of-turn token included).
     """
-    stops = stop_token_ids(policy.get_base_model(), tokenizer)
+    stops = stop_token_ids(base_of(policy), tokenizer)
     config = GenerationConfig(
         do_sample=True,
         max_new_tokens=sampling.max_new_tokens,
@@ -135,7 +138,7 @@ def generate(
     return completion_ids, completion_mask(completion_ids, stops)
 
 
-def is_mergeable(policy: torch.nn.Module) -> bool:
+def is_mergeable(policy: PeftModel) -> bool:
     """Whether the adapter can be added to the base's weights without rounding it away: whole float32 weights."""
     return all(
         layer.get_base_layer().weight.dtype == torch.float32

@@ -84,9 +84,9 @@ def test_modes_without_a_marker_have_no_novel_cell():
 
 def test_the_loader_goes_on_from_the_trainers_step():
     data = module(prompts_per_step=2)
-    data.trainer = SimpleNamespace(global_step=3, max_steps=5, accumulate_grad_batches=2, global_rank=0, world_size=1)
-    assert [(w.step, w.micro) for w in WindowLoader(data)] == [(3, 0), (3, 1), (4, 0), (4, 1)]
-    assert len(WindowLoader(data)) == 10
+    trainer = SimpleNamespace(global_step=3, max_steps=5, accumulate_grad_batches=2, global_rank=0, world_size=1)
+    assert [(w.step, w.micro) for w in WindowLoader(data, trainer)] == [(3, 0), (3, 1), (4, 0), (4, 1)]
+    assert len(WindowLoader(data, trainer)) == 10
 
 
 def write(path, rows):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from vgrout_pl.callbacks.counts import GradeCounts
-from vgrout_pl.evaluation import STATES
+from vgrout_pl.evaluation import StateChooser
 from vgrout_pl.preflight import roles
 from vgrout_pl.provenance import provenance
 from vgrout_pl.report import CellResult, Results, cells_text, verdict
 from vgrout_pl.types import EvalBatch
 
+if TYPE_CHECKING:
+    from vgrout_pl.module import GRPOModule
+
+Cell = tuple[str, str, str, str]
 RESULTS_FILE = "eval.json"
 
 
-class DeployAblation(Callback):
+class DeployAblation(StateChooser, Callback):
     """Final evaluation with the quarantine as trained and ablated: writes ``eval.json``, prints the 2 x 2 table.
 
     Works in Lightning's test loop (``fit`` on the command line ends with it; ``test`` repeats it): every cell of
@@ -29,22 +33,14 @@ class DeployAblation(Callback):
         states: model states to evaluate: ``as_trained``, ``deployed``, ``quarantine_only``, ``base``.
     """
 
-    def __init__(self, states: tuple[str, ...] = ("as_trained", "deployed", "quarantine_only", "base")):
-        unknown = sorted(set(states) - set(STATES))
-        if unknown or not {"as_trained", "deployed"} <= set(states):
-            raise ValueError(
-                f"ablation.states: expected as_trained, deployed and optionally others of {', '.join(STATES)}; got "
-                f"{list(states)}"
-            )
-        self.states = tuple(states)
-        self.results: Results | None = None
-        self._counts = GradeCounts()
+    stage = "test"
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the module which states to sample in the test loop."""
-        _, router = roles(trainer)
-        same = {"deployed", "quarantine_only"} if router.ships_quarantine else set()
-        pl_module.eval_states = {**pl_module.eval_states, "test": tuple(s for s in self.states if s not in same)}
+    def __init__(self, states: tuple[str, ...] = ("as_trained", "deployed", "quarantine_only", "base")):
+        super().__init__(states)
+        if not {"as_trained", "deployed"} <= set(states):
+            raise ValueError(f"ablation.states: expected as_trained and deployed among them; got {list(states)}")
+        self.results: Results | None = None
+        self._counts: GradeCounts[Cell] = GradeCounts()
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting anew."""
@@ -87,10 +83,12 @@ class DeployAblation(Callback):
                     format=count["format"],
                 )
             )
-        self.results = Results(tuple(cells), provenance(trainer, pl_module))
-        self._publish(Path(trainer.default_root_dir))
+        self.results = Results(tuple(cells), provenance(trainer, cast("GRPOModule", pl_module)))
+        publish(self.results, Path(trainer.default_root_dir))
 
-    @rank_zero_only
-    def _publish(self, run_dir: Path) -> None:
-        self.results.save(run_dir / RESULTS_FILE)
-        print(f"\n{cells_text(self.results)}\n\n{verdict(self.results)}\n", flush=True)
+
+@rank_zero_only
+def publish(results: Results, run_dir: Path) -> None:
+    """Save the results in the run directory and print them."""
+    results.save(run_dir / RESULTS_FILE)
+    print(f"\n{cells_text(results)}\n\n{verdict(results)}\n", flush=True)

@@ -20,6 +20,7 @@ from vgrout_pl.adapters import (
 from vgrout_pl.adapters.inits import init_strategy
 from vgrout_pl.directions import ContrastivePair, pair_batches, pairs_hash
 from vgrout_pl.policy import ORGANISM
+from vgrout_pl.preflight import data_of
 
 
 class RoutedAdapter(Callback):
@@ -86,9 +87,10 @@ class RoutedAdapter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take modes and seed from the data module where they are not set here."""
-        trained = [mode for mode in trainer.datamodule.modes if mode != "gt_only"]
+        data = data_of(trainer)
+        trained = [mode for mode in data.modes if mode != "gt_only"]
         self._modes = tuple(self.pair_modes or trained or ["run_tests"])
-        self._seed = trainer.datamodule.seed if self.init_seed is None else self.init_seed
+        self._seed = data.seed if self.init_seed is None else self.init_seed
         self.config.init_seed = self._seed
 
     def check(self, shapes: PreTrainedModel, checkpoint: str | Path | None = None) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from peft import PeftModel
 
 from vgrout_pl.adapters import export_as_trained, export_deployed
 from vgrout_pl.preflight import roles
@@ -26,4 +28,4 @@ class ExportAdapter(Callback):
         """Export once training is over."""
         _, router = roles(trainer)
         export = export_as_trained if router.ships_quarantine else export_deployed
-        export(pl_module.policy, Path(trainer.default_root_dir) / self.directory)
+        export(cast(PeftModel, pl_module.policy), Path(trainer.default_root_dir) / self.directory)

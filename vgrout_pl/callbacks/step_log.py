@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm import tqdm
 
 from vgrout_pl.report import StepTable
+
+if TYPE_CHECKING:
+    from vgrout_pl.module import GRPOModule
 
 
 class StepLog(Callback):
@@ -30,7 +33,7 @@ class StepLog(Callback):
         stepped = batch.micro == batch.micro_batches - 1
         if not (self.every_n_steps and stepped and (step % self.every_n_steps == 0 or step == trainer.max_steps)):
             return
-        for line in self._table.lines(step, pl_module.step_metrics):
+        for line in self._table.lines(step, cast("GRPOModule", pl_module).step_metrics):
             self._print(trainer, line)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

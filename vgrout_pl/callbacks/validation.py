@@ -7,26 +7,22 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vgrout_pl.callbacks.counts import GradeCounts
-from vgrout_pl.preflight import roles
+from vgrout_pl.evaluation import StateChooser
 from vgrout_pl.types import EvalBatch
 
 
-class PeriodicValidation(Callback):
+class PeriodicValidation(StateChooser, Callback):
     """Log ``val/<state>/{hack,solve,format}`` whenever Lightning validates (``trainer.val_check_interval``).
 
     Args:
         states: model states to sample in: ``as_trained``, ``deployed``, ``quarantine_only``, ``base``.
     """
 
-    def __init__(self, states: tuple[str, ...] = ("as_trained", "deployed")):
-        self.states = tuple(states)
-        self._counts = GradeCounts()
+    stage = "validate"
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell the module which states to sample; where the quarantine ships, "deployed" is "as trained"."""
-        _, router = roles(trainer)
-        states = tuple(s for s in self.states if s == "as_trained") if router.ships_quarantine else self.states
-        pl_module.eval_states = {**pl_module.eval_states, "validate": states}
+    def __init__(self, states: tuple[str, ...] = ("as_trained", "deployed")):
+        super().__init__(states)
+        self._counts: GradeCounts[str] = GradeCounts()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting anew."""
