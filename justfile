@@ -29,9 +29,9 @@ check:
     .venv/bin/ruff check .
     .venv/bin/mypy
 
-# CPU seconds and peak memory of the demo
-bench:
-    .venv/bin/python bench/demo_cost.py
+# a measurement of bench/; by default CPU seconds and peak memory of the demo
+bench name="demo_cost":
+    .venv/bin/python bench/{{ name }}.py
 
 # the report of a run directory, or the table over all runs below a folder
 report dir="runs":

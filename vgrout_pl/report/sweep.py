@@ -67,7 +67,7 @@ class Sweep:
 
     def rows(self, *, by_seed: bool = False) -> list[list[str]]:
         """Return the titles, then one row per experiment (or per run) in order of its name."""
-        table = [["arm", "seeds", "emerged", *(title for title, *_ in COLUMNS)]]
+        table = [["run" if by_seed else "arm", "seeds", "emerged", *(title for title, *_ in COLUMNS)]]
         arms: dict[str, list[Results]] = {}
         for experiment, seed, results in self.finished:
             arms.setdefault(f"{experiment}/seed{seed}" if by_seed else experiment, []).append(results)
