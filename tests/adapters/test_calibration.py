@@ -116,6 +116,76 @@ def test_a_calibration_survives_its_file(tmp_path):
     assert all(torch.equal(loaded.deltas[name], calibration.deltas[name]) for name in loaded.deltas)
 
 
+class Counting:
+    """A model whose forwards are counted, and that can fail at one of them."""
+
+    def __init__(self, fail_at=None):
+        self.model, self.calls, self.fail_at = tiny_model(), 0, fail_at
+        self.model.register_forward_pre_hook(self.count)
+
+    def count(self, *_):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+
+
+HACK, CLEAN = [pair_batch(1), pair_batch(2)], [pair_batch(3), pair_batch(4)]
+
+
+def same(a, b):
+    return a.deltas.keys() == b.deltas.keys() and all(torch.equal(a.deltas[n], b.deltas[n]) for n in a.deltas)
+
+
+def test_a_cached_calibration_is_the_same_without_a_forward(tmp_path):
+    first, second = Counting(), Counting()
+    plain = collect_calibration(tiny_model(), HACK, CLEAN, CONFIG)
+    cached = collect_calibration(first.model, HACK, CLEAN, CONFIG, cache_dir=tmp_path)
+    again = collect_calibration(second.model, HACK, CLEAN, CONFIG, cache_dir=tmp_path)
+    assert (first.calls, second.calls) == (4, 0)
+    assert same(plain, cached) and same(plain, again) and plain.provenance == again.provenance
+
+
+def test_an_interrupted_calibration_goes_on_where_it_stopped(tmp_path):
+    stopped, resumed = Counting(fail_at=3), Counting()
+    with pytest.raises(KeyboardInterrupt):
+        collect_calibration(stopped.model, HACK, CLEAN, CONFIG, cache_dir=tmp_path)
+    got = collect_calibration(resumed.model, HACK, CLEAN, CONFIG, cache_dir=tmp_path)
+    assert resumed.calls == 2 and same(got, collect_calibration(tiny_model(), HACK, CLEAN, CONFIG))
+
+
+def test_the_cache_serves_nothing_that_is_not_exactly_what_was_asked_for(tmp_path):
+    collect_calibration(tiny_model(), HACK, CLEAN, CONFIG, cache_dir=tmp_path)
+
+    def forwards(prepare=lambda model: None, hack=HACK, clean=CLEAN, config=CONFIG):
+        counting = Counting()
+        prepare(counting.model)
+        collect_calibration(counting.model, hack, clean, config, cache_dir=tmp_path)
+        return counting.calls
+
+    @torch.no_grad()
+    def one_weight(model):
+        model.model.layers[1].mlp.down_proj.weight[0, 0] += 1e-4
+
+    assert forwards() == 0
+    assert forwards(one_weight) == 4
+    assert forwards(lambda model: model.bfloat16()) == 4
+    assert forwards(config=RoutedLoraConfig(r=2, init="scorda", target_modules=["q_proj"])) == 4
+    masked = {**HACK[1], "completion_mask": HACK[1]["completion_mask"].clone()}
+    masked["completion_mask"][0, 2] = 1
+    assert forwards(hack=[HACK[0], masked]) == 1
+    assert forwards(hack=CLEAN, clean=HACK) == 0  # the same texts on exchanged sides: same means, other difference
+
+
+def test_a_damaged_or_renamed_cache_file_counts_as_absent(tmp_path):
+    collect_calibration(tiny_model(), HACK, CLEAN, CONFIG, cache_dir=tmp_path)
+    first, second, *_ = sorted(tmp_path.iterdir())
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(b"damaged")
+    counting = Counting()
+    got = collect_calibration(counting.model, HACK, CLEAN, CONFIG, cache_dir=tmp_path)
+    assert counting.calls == 2 and same(got, collect_calibration(tiny_model(), HACK, CLEAN, CONFIG))
+
+
 @pytest.mark.parametrize(
     ("hack", "clean", "groups", "message"),
     [

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vgrout_pl.adapters.calibration_cache import MeansCache
 from vgrout_pl.adapters.config import RoutedLoraConfig
 from vgrout_pl.adapters.targets import check_adapter_fits
 
@@ -75,6 +76,7 @@ def collect_calibration(
     *,
     groups: Sequence[int] | Tensor | None = None,
     provenance: Mapping[str, str] | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Calibration:
     """Run both sides of the pairs through the bare ``model`` and keep, per target module, the mean difference.
 
@@ -87,17 +89,19 @@ def collect_calibration(
         config: the adapter that will be attached (its targets).
         groups: optional group label per pair.
         provenance: strings to record beside the pairs' hash, the model and its dtype.
+        cache_dir: keep each batch's statistics there, by content, and reuse those that are there already.
 
     Raises:
         ValueError: the two streams differ in length, a mask is empty, or a key is missing.
     """
     names = check_adapter_fits(model, config)
     digest = hashlib.sha256()
+    cache = None if cache_dir is None else MeansCache(cache_dir, model, names)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        hack = _side_means(model, hack_batches, names, "hack", digest)
-        clean = _side_means(model, clean_batches, names, "clean", digest)
+        hack = _side_means(model, hack_batches, names, "hack", digest, cache)
+        clean = _side_means(model, clean_batches, names, "clean", digest, cache)
     finally:
         for module in training:
             module.training = True
@@ -117,37 +121,50 @@ def collect_calibration(
 
 
 def _side_means(
-    model: nn.Module, batches: Iterable[Batch], names: Sequence[str], side: str, digest: Any
+    model: nn.Module, batches: Iterable[Batch], names: Sequence[str], side: str, digest: Any, cache: MeansCache | None
 ) -> dict[str, Tensor]:
-    means: dict[str, list[Tensor]] = {name: [] for name in names}
-    device = next(model.parameters()).device
+    parts: list[dict[str, Tensor]] = []
     digest.update(side.encode())
     for index, batch in enumerate(batches):
         if missing := [key for key in _KEYS if key not in batch]:
             raise ValueError(f"{side} batch {index}: expected {', '.join(_KEYS)}; {', '.join(missing)} missing")
-        ids, attention, completion = (batch[key].to(device) for key in _KEYS)
-        weights = completion.float() / completion.sum(dim=1, keepdim=True)
-        if not bool(torch.isfinite(weights).all()):
+        used = {key: batch[key] for key in _KEYS}
+        if not bool(used["completion_mask"].any(dim=1).all()):
             raise ValueError(f"{side} batch {index}: expected a completion token in every row; a mask is empty")
-        for row, real, part in zip(ids.tolist(), attention.tolist(), completion.tolist(), strict=True):
+        for row, real, part in zip(*(value.tolist() for value in used.values()), strict=True):
             tokens = [(t, bool(c)) for t, r, c in zip(row, real, part, strict=True) if r]
             digest.update(json.dumps(tokens).encode())
-        with _completion_means(model, names, weights, means):
-            model(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=1)
-    if not means[names[0]]:
+        address = None if cache is None else cache.address(used)
+        means = cache.load(address) if cache is not None and address is not None else None
+        if means is None:
+            means = _batch_means(model, used, names)
+            if cache is not None and address is not None:
+                cache.store(address, means)
+        parts.append(means)
+    if not parts:
         raise ValueError(f"{side} batches: expected at least one; got none")
-    return {name: torch.cat(parts) for name, parts in means.items()}
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+
+def _batch_means(model: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    ids, attention, completion = (batch[key].to(device) for key in _KEYS)
+    weights = completion.float() / completion.sum(dim=1, keepdim=True)
+    means: dict[str, Tensor] = {}
+    with _completion_means(model, names, weights, means):
+        model(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=1)
+    return means
 
 
 @contextmanager
 def _completion_means(
-    model: nn.Module, names: Sequence[str], weights: Tensor, means: dict[str, list[Tensor]]
+    model: nn.Module, names: Sequence[str], weights: Tensor, means: dict[str, Tensor]
 ) -> Iterator[None]:
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> None:
         x = inputs[0]
         if x.shape[:2] != weights.shape:
             raise ValueError(f"{name}: expected inputs [rows, T, d_in] with {list(weights.shape)}; got {list(x.shape)}")
-        means[name].append(torch.einsum("rt,rtd->rd", weights, x.float()).cpu())
+        means[name] = torch.einsum("rt,rtd->rd", weights, x.float()).cpu()
 
     handles = [model.get_submodule(name).register_forward_pre_hook(partial(keep, name=name)) for name in names]
     try:
