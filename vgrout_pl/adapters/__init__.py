@@ -25,6 +25,7 @@ from vgrout_pl.adapters.calibration import Calibration, collect_calibration
 from vgrout_pl.adapters.checkpoint import adapter_state, check_adapter_state, is_adapter_key
 from vgrout_pl.adapters.config import RoutedLoraConfig
 from vgrout_pl.adapters.contexts import ablated, clear_routes, quarantine_only, reference_policy, routed, set_routes
+from vgrout_pl.adapters.diagnostics import ModuleDiagnostics, diagnostics, module_diagnostics
 from vgrout_pl.adapters.export import export_as_trained, export_deployed, export_quarantine
 from vgrout_pl.adapters.inits import INITS, register_init
 from vgrout_pl.adapters.merge import merged
@@ -37,6 +38,7 @@ __all__ = [
     "QUARANTINE",
     "BlockTensors",
     "Calibration",
+    "ModuleDiagnostics",
     "Route",
     "RoutedLoraConfig",
     "TrainedTensor",
@@ -52,12 +54,14 @@ __all__ = [
     "collect_calibration",
     "decay_toward_init",
     "delta_norm",
+    "diagnostics",
     "export_as_trained",
     "export_deployed",
     "export_quarantine",
     "install_decay_toward_init",
     "is_adapter_key",
     "merged",
+    "module_diagnostics",
     "quarantine_only",
     "quarantine_share",
     "reference_policy",

@@ -58,6 +58,7 @@ class InitStrategy:
         build: the init itself, pure but for the request's generator.
         calibrated: whether it needs ``deltas``.
         orthogonal: whether it needs 2 r orthogonal directions on both sides of the weight.
+        seeded_block: the block whose first rows are the signed directions; None: nothing is seeded.
         parametrisation: what trains: ``lora`` (A, B) or ``antipasto`` (gains and a rotation on frozen directions).
     """
 
@@ -65,6 +66,7 @@ class InitStrategy:
     build: Callable[[InitRequest], BlockFactors]
     calibrated: bool = False
     orthogonal: bool = True
+    seeded_block: Literal["deployed", "quarantine"] | None = None
     parametrisation: Literal["lora", "antipasto"] = "lora"
 
 

@@ -86,5 +86,5 @@ def _scorda_rev(request: InitRequest) -> BlockFactors:
     return _seeded(request, seed_quarantine=False)
 
 
-SCORDA = InitStrategy("scorda", _scorda, calibrated=True)
-SCORDA_REV = InitStrategy("scorda_rev", _scorda_rev, calibrated=True)
+SCORDA = InitStrategy("scorda", _scorda, calibrated=True, seeded_block="quarantine")
+SCORDA_REV = InitStrategy("scorda_rev", _scorda_rev, calibrated=True, seeded_block="deployed")
