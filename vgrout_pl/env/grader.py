@@ -99,6 +99,7 @@ class Grader:
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._prepared: OrderedDict[Tests, Tests | str] = OrderedDict()
+        self._working_setups: set[str] = set()
         self._finalizer = weakref.finalize(self, _close_all, self._workers, self._owner)
 
     def __enter__(self) -> Grader:
@@ -166,12 +167,21 @@ class Grader:
         return _Job(place, parse_problem(problem), data, problem.mode, problem.lever)
 
     def _prepare(self, tests: Iterable[Tests]) -> None:
-        """Run the set-up code of new problems without an answer, and evaluate expected values that are no literals."""
-        fresh = [t for t in dict.fromkeys(tests) if t not in self._prepared]
+        """Run new set-up code without an answer, and evaluate expected values that are no literals."""
+        fresh = []
+        for t in dict.fromkeys(tests):
+            if t in self._prepared:
+                continue
+            if t.pending or t.setup not in self._working_setups:
+                fresh.append(t)
+            else:
+                self._prepared[t] = t
         pristine = [Tests(t.setup, tuple(t.checks[i].alone() for i in t.pending), (), t.imports) for t in fresh]
         jobs = [_Job(place, program, None, "gt_only", None) for place, program in enumerate(pristine)]
         for job, evidence, _ in self._run(jobs):
-            self._prepared[fresh[job.place]] = _completed(fresh[job.place], evidence)
+            ready = self._prepared[fresh[job.place]] = _completed(fresh[job.place], evidence)
+            if isinstance(ready, Tests):
+                self._working_setups.add(ready.setup)
         while len(self._prepared) > MAX_PREPARED:
             self._prepared.popitem(last=False)
 

@@ -115,8 +115,7 @@ class Server:
             tuple(compile(call, f"<test {i}>", "eval", dont_inherit=True) for i, call in enumerate(request["calls"])),
             tuple(tuple(entry) for entry in request["entries"]),
         )
-        gc.collect()
-        gc.freeze()
+        gc.freeze()  # a collection in a child must not touch, and so copy, what it shares with us
 
     def _run(self, request: dict[str, Any]) -> tuple[Observed, memoryview]:
         program = self._programs[request["run"]]
