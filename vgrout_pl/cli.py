@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
-import re
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import torch
-import transformers
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -29,12 +24,13 @@ from vgrout_pl.callbacks import (
     RunReport,
     StepLog,
 )
-from vgrout_pl.callbacks.ablation import RESULTS_FILE
 from vgrout_pl.callbacks.progress import RunProgressBar
+from vgrout_pl.console import condensed, fail, quiet
 from vgrout_pl.datamodule import ProblemDataModule
 from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.module import GRPOModule
 from vgrout_pl.routers import Router
+from vgrout_pl.run_directory import clear_run, last_checkpoint, refuse_taken
 
 GROUPS = {
     "adapter": RoutedAdapter,
@@ -78,29 +74,6 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the one line that matters."""
         raise SystemExit(fail(condensed(message), code=2))
-
-
-def fail(message: str, code: int = 1) -> int:
-    """Print one line to stderr and return the exit code."""
-    sys.stderr.write(f"error: {message}\n")
-    return code
-
-
-def condensed(message: str) -> str:
-    """Say a parser's message in one line: what was expected, what came, what to do."""
-    if 'key "router"' in message:
-        given = re.search(r"Given value: (\S+)", message) or re.search(r"class_path '([^']+)'", message)
-        known = ", ".join(f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}" for kind in Router.__subclasses__())
-        return (
-            f"router: expected {known} or the import path of another Router; got "
-            f"{given.group(1) if given else 'something else'}; use --config configs/router/<name>.yaml"
-        )
-    line = re.sub(r"\s+", " ", "; ".join(part.strip(" -") for part in message.splitlines() if part.strip(" -")))
-    line = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line)
-    line = re.sub(r'Parser key "([^"]+)":;? ?', r"\1: ", line)
-    line = re.sub(r"Expected an? (.+?)\. Got value: (.*)", r"expected \1; got \2", line)
-    line = re.sub(r"Subcommand '(\w+)' does not accept option '([^']+)'", r"expected an option of \1; got \2", line)
-    return f"{line}; python cli.py fit --help lists the options"
 
 
 class RunCLI(LightningCLI):
@@ -165,8 +138,8 @@ class RunCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config["torch_threads"] is not None:
             torch.set_num_threads(config["torch_threads"])
-        if self.subcommand == "fit" and not config["overwrite"]:
-            refuse_taken(self.run_dir, config.get("ckpt_path"))
+        if self.subcommand == "fit":
+            refuse_taken(self.run_dir, config["ckpt_path"], config["overwrite"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Point Lightning at the run directory; metrics.csv is always written, other loggers come beside it."""
@@ -185,17 +158,11 @@ class RunCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         path = kwargs.pop("ckpt_path", None)
         if path == "last":
-            found = sorted(self.checkpoint_dir.glob("last*.ckpt"), key=_modified)
-            path = str(found[-1]) if found else None
+            path = last_checkpoint(self.checkpoint_dir)
         if path is not None and not Path(path).exists():
             raise ValueError(f"ckpt_path: expected an existing checkpoint, or last; got {path}; check the path")
         self.trainer.ckpt_path = path
         return kwargs
-
-    def before_fit(self) -> None:
-        """Make an empty run directory where the user asked to start anew."""
-        if self.config[self.subcommand]["overwrite"]:
-            clear_run(self.run_dir)
 
     def after_fit(self) -> None:
         """Evaluate the finished run: every cell as trained and with the quarantine ablated."""
@@ -203,82 +170,22 @@ class RunCLI(LightningCLI):
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
 
-def refuse_taken(run_dir: Path, ckpt_path: str | None) -> None:
-    """Raise unless a run may be written to ``run_dir``.
-
-    Raises:
-        ValueError: it holds a finished run, or an unfinished one that is not being resumed.
-    """
-    if (run_dir / RESULTS_FILE).exists():
-        raise ValueError(
-            f"run directory: expected an unused one; {run_dir} holds a finished run; give another --name or "
-            "--seed_everything, or --overwrite true"
-        )
-    if ckpt_path is None and (run_dir / "metrics.csv").exists():
-        raise ValueError(
-            f"run directory: expected an unused one; {run_dir} holds an unfinished run; resume it with "
-            "--ckpt_path last, or start anew with --overwrite true"
-        )
-
-
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime
-
-
-def clear_run(run_dir: Path) -> None:
-    """Remove what an earlier run wrote to ``run_dir``; nothing else in it is touched."""
-    import shutil
-
-    for name in ("metrics.csv", "rollouts.jsonl", RESULTS_FILE, "report.md", "config.yaml", "hparams.yaml"):
-        (run_dir / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "deployed", "plots"):
-        shutil.rmtree(run_dir / name, ignore_errors=True)
-
-
 class SaveRunConfig(SaveConfigCallback):
-    """Save the complete configuration as ``<run>/config.yaml``, re-runnable."""
+    """Save the complete configuration as ``<run>/config.yaml``, re-runnable, once everything else was accepted.
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Save once, when fitting."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+    ``overwrite`` and ``ckpt_path`` are orders for one start, not part of the experiment: saved as false and null.
+    """
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Wait: a configuration that is refused leaves no trace."""
 
-class _StdoutHandler(logging.StreamHandler):
-    """Writes to whatever stdout is at that time: stderr is for what went wrong."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stdout)
-
-    @property
-    def stream(self) -> TextIO:
-        return sys.stdout
-
-    @stream.setter
-    def stream(self, value: TextIO) -> None:
-        """Stay with stdout."""
-
-
-def quiet() -> None:
-    """Silence messages that tell a user of this command line nothing to act on."""
-    for message in (
-        r".*module\(s\) in eval mode at the start of training.*",
-        r"You have overridden `\w+` in `LightningModule` but have passed in a `LightningDataModule`.*",
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
-        r"`is_gradient_checkpointing` is deprecated.*",
-        r".*Checkpoint directory .* exists and is not empty.*",
-        r".*does not have many workers.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logger = logging.getLogger(name)
-        logger.handlers = [
-            _StdoutHandler() if type(handler) is logging.StreamHandler else handler for handler in logger.handlers
-        ]
-    chatter = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    chatter.addFilter(lambda record: "Tip:" not in record.getMessage())
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clear the run directory where that was asked for, and save."""
+        if self.config["overwrite"] and trainer.is_global_zero:
+            clear_run(Path(trainer.default_root_dir))
+        self.config = self.config.clone()
+        self.config["overwrite"], self.config["ckpt_path"] = False, None
+        super().setup(trainer, pl_module, "fit")
 
 
 def main(args: Sequence[str] | None = None) -> None:

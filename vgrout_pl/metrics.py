@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -58,6 +59,11 @@ class WindowMetrics(nn.Module):
             metric.update(value)
         elif float(weight) > 0:
             metric.update(value, weight)
+
+    def update_all(self, statistics: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> None:
+        """Update from name -> (value, weight)."""
+        for name, (value, weight) in statistics.items():
+            self.update(name, value, weight)
 
     def _metric(self, name: str) -> Metric:
         return cast(Metric, self._all[name])

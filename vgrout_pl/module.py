@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -15,59 +14,25 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vgrout_pl.adapters import (
-    Route,
-    ablated,
     block_gradient_norms,
     check_adapter_state,
     clear_routes,
     is_adapter_key,
     quarantine_share,
-    reference_policy,
     set_routes,
 )
 from vgrout_pl.env import Grade, Grader
 from vgrout_pl.evaluation import chosen_states, evaluate
-from vgrout_pl.functional import (
-    clip_fractions,
-    clipped_policy_loss,
-    constant_groups,
-    group_advantages,
-    k3_divergence,
-    masked_sum,
-)
-from vgrout_pl.functional.advantages import RewardScale
+from vgrout_pl.functional import constant_groups, group_advantages
 from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.metrics import WindowMetrics, window_statistics
+from vgrout_pl.objective import Objective, grpo_loss, loss_statistics
 from vgrout_pl.optim import Optimization, build_optimizer
-from vgrout_pl.policy import Dtype, check_head, load_base, load_tokenizer, score_completions
-from vgrout_pl.preflight import callbacks_of, data_of, preflight, roles
-from vgrout_pl.rollout import Sampling, decode, encode_prompts, generate, grade, rewards_of
+from vgrout_pl.policy import Dtype, check_head, load_base, load_tokenizer
+from vgrout_pl.preflight import callbacks_of, preflight, roles
+from vgrout_pl.rollout import Sampling, grade, rewards_of
 from vgrout_pl.types import EvalBatch, Labels, Rollouts, Window, WindowObserver
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The GRPO objective.
-
-    Args:
-        beta: weight of the k3 divergence to the policy without its adapter; 0: not computed.
-        clip_low: lower bound of the ratio is 1 - clip_low.
-        clip_high: upper bound of the ratio is 1 + clip_high.
-        reward_scale: divide advantages by no standard deviation, the group's or the batch's.
-    """
-
-    beta: float = 1e-3
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    reward_scale: RewardScale = "none"
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be meant."""
-        if self.beta < 0 or self.clip_high < 0 or not 0 <= self.clip_low <= 1:
-            raise ValueError(
-                "model.objective: expected beta >= 0, clip_high >= 0 and clip_low in [0, 1]; got "
-                f"{self.beta}, {self.clip_high} and {self.clip_low}"
-            )
+from vgrout_pl.window import sample_window, score_other_states, score_rows, trimmed
 
 
 class GRPOModule(L.LightningModule):
@@ -104,7 +69,7 @@ class GRPOModule(L.LightningModule):
         group_size: int = 8,
         deploy_sample_fraction: float = 0.25,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
-        objective: Objective = Objective(),
+        objective: Objective = Objective(),  # noqa: B008 - frozen
         optimization: Optimization = Optimization(),  # noqa: B008 - frozen
         grader_workers: int = 2,
         score_chunk_tokens: int = 2048,
@@ -198,7 +163,7 @@ class GRPOModule(L.LightningModule):
         Returns:
             the rollouts (N = P G rows) and the indices [n] of its rows that carry a policy gradient, shortest first.
         """
-        rollouts, problems = self.sample(window)
+        rollouts, problems = sample_window(self, window)
         grades = grade(self.grader, rollouts.completions, problems)
         labels = Labels.from_grades(grades, self.device)
         rollouts.rewards = rewards_of(grades, self.group_size).to(self.device)
@@ -207,76 +172,10 @@ class GRPOModule(L.LightningModule):
         rollouts.routes = router.assign(rollouts, labels)
         live = (~constant_groups(rollouts.rewards, self.group_size)).nonzero().flatten()
         live = live[rollouts.completion_mask[live].sum(1).argsort(stable=True)]
-        self._score_other_states(rollouts, live)
-        for name, (value, weight) in window_statistics(rollouts, labels, self.sampling.max_new_tokens).items():
-            self.metrics.update(name, value, weight)
+        score_other_states(self, rollouts, live)
+        self.metrics.update_all(window_statistics(rollouts, labels, self.sampling.max_new_tokens))
         self._announce(rollouts, labels)
         return rollouts, live
-
-    def sample(self, window: Window) -> tuple[Rollouts, list]:
-        """Draw G completions for each problem of a window, a share of them with the quarantine ablated."""
-        size = self.group_size
-        data = data_of(self.trainer)
-        texts, ids, mask = encode_prompts(self.tokenizer, window.problems, data.max_prompt_tokens)
-        prompt_ids = ids.repeat_interleave(size, 0).to(self.device)
-        prompt_mask = mask.repeat_interleave(size, 0).to(self.device)
-        ablated_rows = self.ablated_rows(len(window.problems))
-        seed = ("rollout", data.seed, window.step, self.global_rank)
-        completion_ids, completion_mask = generate(
-            self.policy, self.tokenizer, prompt_ids, prompt_mask, self.sampling, seed, ablated_rows
-        )
-        problems = [problem for problem in window.problems for _ in range(size)]
-        rollouts = Rollouts(
-            step=window.step,
-            group_size=size,
-            problem_ids=[str(problem.id) for problem in problems],
-            modes=[problem.mode for problem in problems],
-            prompts=[text for text in texts for _ in range(size)],
-            completions=decode(self.tokenizer, completion_ids, completion_mask),
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=completion_ids,
-            completion_mask=completion_mask,
-            ablated=ablated_rows,
-        )
-        return rollouts, problems
-
-    def ablated_rows(self, prompts: int) -> Tensor:
-        """Mark the last ``deploy_sample_fraction`` of each group: bool [P G]; none where the quarantine ships."""
-        _, router = roles(self.trainer)
-        share = 0.0 if router.ships_quarantine else self.deploy_sample_fraction
-        first = self.group_size - round(self.group_size * share)
-        return (torch.arange(self.group_size) >= first).repeat(prompts).to(self.device)
-
-    def _score_other_states(self, rollouts: Rollouts, live: Tensor) -> None:
-        """Fill ``old_logprobs`` where a row's route has another forward than it was sampled in, and the reference."""
-        old = torch.full_like(rollouts.completion_ids, float("nan"), dtype=torch.float32)
-        differs = live[(rollouts.routes[live] == Route.KEEP) != rollouts.ablated[live]]
-        self._score_rows(rollouts, differs, old, lambda rows: ablated(self.policy, rows=rows.ablated))
-        rollouts.old_logprobs = old
-        if self.objective.beta:
-            reference = torch.full_like(old, float("nan"))
-            self._score_rows(rollouts, live, reference, lambda _: reference_policy(self.policy))
-            rollouts.reference_logprobs = reference
-
-    def _score_rows(self, rollouts: Rollouts, index: Tensor, out: Tensor, state: Any) -> None:
-        micro = max(1, -(-len(rollouts) // self.trainer.accumulate_grad_batches))
-        for chunk in index.split(micro):
-            if len(chunk):
-                rows = trimmed(rollouts.rows(chunk))
-                with state(rows):
-                    logprobs, _ = self._score(rows)
-                out[chunk, : logprobs.shape[1]] = logprobs
-
-    def _score(self, rows: Rollouts) -> tuple[Tensor, Tensor]:
-        return score_completions(
-            self.policy,
-            rows.prompt_ids,
-            rows.prompt_mask,
-            rows.completion_ids,
-            rows.completion_mask,
-            chunk_tokens=self.score_chunk_tokens,
-        )
 
     def _announce(self, rollouts: Rollouts, labels: Labels) -> None:
         for callback in callbacks_of(self.trainer):
@@ -297,43 +196,10 @@ class GRPOModule(L.LightningModule):
             return self._no_gradient()
         rows = trimmed(rollouts.rows(index))
         set_routes(self.policy, rows.routes)
-        logprobs, entropy = self._score(rows)
-        mask = rows.completion_mask
-        differs = ((rows.routes == Route.KEEP) != rows.ablated).unsqueeze(-1)
-        old = torch.where(differs & mask, cast(Tensor, rows.old_logprobs), logprobs.detach())
-        options = self.objective
-        loss = clipped_policy_loss(logprobs, old, rows.advantages, options.clip_low, options.clip_high)
-        policy_sum = masked_sum(loss, mask)
-        kl_sum = torch.zeros_like(policy_sum)
-        if options.beta:
-            reference = torch.where(mask, cast(Tensor, rows.reference_logprobs), 0.0)
-            kl_sum = masked_sum(k3_divergence(logprobs, reference), mask)
-        denominator = len(rollouts) * self.sampling.max_new_tokens
-        total = (policy_sum + options.beta * kl_sum) / denominator
-        self._record(rows, logprobs.detach(), old, entropy, policy_sum.detach() / denominator, kl_sum.detach(), total)
-        return total * batch.micro_batches
-
-    def _record(
-        self, rows: Rollouts, logprobs: Tensor, old: Tensor, entropy: Tensor, policy: Tensor, kl: Tensor, loss: Tensor
-    ) -> None:
-        mask = rows.completion_mask
-        tokens = mask.sum()
-        options, update = self.objective, self.metrics.update
-        update("loss", loss.detach())
-        update("policy_loss", policy)
-        if options.beta:
-            update("kl", kl / tokens, tokens)
-        update("entropy", masked_sum(entropy, mask) / tokens, tokens)
-        update("sampling/logprob", masked_sum(logprobs, mask) / tokens, tokens)
-        clipped = clip_fractions(logprobs, old, rows.advantages, mask, options.clip_low, options.clip_high)
-        for side in ("low", "high"):
-            update(f"clip_ratio/{side}_mean", clipped[side] / tokens, tokens)
-        update("clip_ratio/region_mean", (clipped["low"] + clipped["high"]) / tokens, tokens)
-        for route in (Route.KEEP, Route.ABSORB, Route.ROUTE):
-            chosen = mask & (rows.routes == route).unsqueeze(-1)
-            count = chosen.sum()
-            ratio = masked_sum(torch.exp(logprobs - old), chosen) / count.clamp_min(1)
-            update(f"route/ratio_{route.name.lower()}", ratio, count)
+        logprobs, entropy = score_rows(self, rows)
+        result = grpo_loss(self.objective, rows, logprobs, len(rollouts) * self.sampling.max_new_tokens)
+        self.metrics.update_all(loss_statistics(self.objective, rows, logprobs.detach(), entropy, result))
+        return result.loss * batch.micro_batches
 
     def _no_gradient(self) -> Tensor:
         """A loss of 0 whose gradient is 0 for every parameter, so that all processes take the same path."""
@@ -370,15 +236,3 @@ class GRPOModule(L.LightningModule):
     def test_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, list[Grade]]:
         """Grade one batch of a final evaluation cell in every state that the callbacks ask for."""
         return evaluate(self, batch, chosen_states(self.trainer, "test"))
-
-
-def trimmed(rows: Rollouts) -> Rollouts:
-    """Cut the padding that no row needs: prompts on the left, completions on the right."""
-    longest = int(rows.completion_mask.sum(1).max())
-    first = rows.prompt_mask.shape[1] - int(rows.prompt_mask.sum(1).max())
-    for name in ("completion_ids", "completion_mask", "old_logprobs", "reference_logprobs"):
-        value = getattr(rows, name)
-        if value is not None:
-            setattr(rows, name, value[:, :longest])
-    rows.prompt_ids, rows.prompt_mask = rows.prompt_ids[:, first:], rows.prompt_mask[:, first:]
-    return rows

@@ -105,7 +105,11 @@ def test_a_finished_and_an_unfinished_run_are_not_written_over(refusal, tmp_path
     assert "--ckpt_path last" in refusal()
     (run / "eval.json").write_text("{}")
     assert "finished run" in refusal()
+    assert "started anew" in refusal("--overwrite=true", "--ckpt_path=last")
+    assert "group_size" in refusal("--overwrite=true", "--model.group_size=1")
     assert (run / "metrics.csv").read_text() == "step\n0\n"
+    assert (run / "eval.json").read_text() == "{}"
+    assert not (run / "config.yaml").exists()
 
 
 def test_a_checkpoint_of_another_adapter_is_refused_before_the_model_is_read(fit, refusal, tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ from vgrout_pl.adapters import Route, ablated, blocks, reference_policy, routed
 from vgrout_pl.callbacks import RoutedAdapter
 from vgrout_pl.datamodule import ProblemDataModule
 from vgrout_pl.env import Grade
-from vgrout_pl.module import GRPOModule, Objective
+from vgrout_pl.module import GRPOModule
+from vgrout_pl.objective import Objective
 from vgrout_pl.optim import Optimization, warmup_cosine
 from vgrout_pl.rollout import Sampling, rewards_of
 from vgrout_pl.routers import Router

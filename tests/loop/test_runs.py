@@ -70,6 +70,16 @@ def test_config_yaml_of_a_run_runs_again_with_the_same_result(fit, tmp_path):
     assert one.cells == two.cells
 
 
+def test_overwrite_starts_anew_and_is_not_saved_as_part_of_the_experiment(fit):
+    run = fit() / "absorb-scorda" / "seed0"
+    first = (run / "rollouts.jsonl").read_bytes()
+    (run / "notes.txt").write_text("mine")
+    fit("--overwrite=true")
+    assert (run / "rollouts.jsonl").read_bytes() == first
+    assert yaml.safe_load((run / "config.yaml").read_text())["overwrite"] is False
+    assert (run / "notes.txt").read_text() == "mine"
+
+
 def test_the_export_is_a_plain_peft_adapter_and_the_checkpoint_holds_no_base(fit):
     run = fit("--model.optimization.lr=0.05") / "absorb-scorda" / "seed0"
     base = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)

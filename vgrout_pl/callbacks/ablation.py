@@ -13,13 +13,13 @@ from vgrout_pl.evaluation import StateChooser
 from vgrout_pl.preflight import roles
 from vgrout_pl.provenance import provenance
 from vgrout_pl.report import CellResult, Results, cells_text, verdict
+from vgrout_pl.run_directory import RESULTS_FILE
 from vgrout_pl.types import EvalBatch
 
 if TYPE_CHECKING:
     from vgrout_pl.module import GRPOModule
 
 Cell = tuple[str, str, str, str]
-RESULTS_FILE = "eval.json"
 
 
 class DeployAblation(StateChooser, Callback):
