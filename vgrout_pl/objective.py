@@ -22,12 +22,15 @@ class Objective:
         beta: weight of the k3 divergence to the policy without its adapter; 0: not computed.
         clip_low: lower bound of the ratio is 1 - clip_low.
         clip_high: upper bound of the ratio is 1 + clip_high.
+        delta: bound on the ratio of tokens with a negative advantage (two-sided clip); matters where rows train in
+            another state than they were sampled in, as routing does; null: no bound.
         reward_scale: divide advantages by no standard deviation, the group's or the batch's.
     """
 
     beta: float = 1e-3
     clip_low: float = 0.2
     clip_high: float = 0.2
+    delta: float | None = None
     reward_scale: RewardScale = "none"
 
     def __post_init__(self) -> None:
@@ -36,6 +39,11 @@ class Objective:
             raise ValueError(
                 "model.objective: expected beta >= 0, clip_high >= 0 and clip_low in [0, 1]; got "
                 f"{self.beta}, {self.clip_high} and {self.clip_low}"
+            )
+        if self.delta is not None and self.delta <= 1 + self.clip_high:
+            raise ValueError(
+                f"model.objective.delta: expected a bound above 1 + clip_high = {1 + self.clip_high:g}, or null; got "
+                f"{self.delta}"
             )
 
 
@@ -77,7 +85,9 @@ def grpo_loss(objective: Objective, rows: Rollouts, logprobs: Tensor, denominato
     elsewhere = sampled_elsewhere(rows.routes, rows.ablated).unsqueeze(-1) & mask
     assert rows.old_logprobs is not None
     old = torch.where(elsewhere, rows.old_logprobs, logprobs.detach())
-    per_token = clipped_policy_loss(logprobs, old, rows.advantages, objective.clip_low, objective.clip_high)
+    per_token = clipped_policy_loss(
+        logprobs, old, rows.advantages, objective.clip_low, objective.clip_high, objective.delta
+    )
     policy = masked_sum(per_token, mask) / denominator
     kl = torch.zeros_like(policy)
     if objective.beta:

@@ -55,6 +55,13 @@ def test_clipped_loss_by_hand():
     assert loss[0].tolist() == pytest.approx([2.0, 3.0, 1.6])
 
 
+def test_delta_bounds_what_a_negative_advantage_can_cost_and_changes_nothing_else():
+    ratio = torch.tensor([[1.0, 1.4, 9.0, 0.5]])
+    for advantage, expected in ((-2.0, [2.0, 2.8, 3.0, 1.6]), (2.0, [-2.0, -2.4, -2.4, -1.0])):
+        loss = clipped_policy_loss(ratio.log(), torch.zeros(1, 4), torch.tensor([advantage]), 0.2, 0.2, delta=1.5)
+        assert loss[0].tolist() == pytest.approx(expected)
+
+
 def test_on_policy_loss_has_a_gradient_though_its_sum_is_zero():
     logprobs = torch.tensor([[-1.0], [-2.0]], requires_grad=True)
     loss = clipped_policy_loss(logprobs, logprobs.detach(), torch.tensor([1.0, -1.0]), 0.2, 0.2).sum()

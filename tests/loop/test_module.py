@@ -157,5 +157,6 @@ def test_options_that_cannot_be_meant_are_refused():
     for options in ({"lr": 0}, {"warmup_steps": -1}, {"init_decay": -1}):
         with pytest.raises(ValueError, match=r"model\.optimization"):
             Optimization(**options)
-    with pytest.raises(ValueError, match=r"model\.objective"):
-        Objective(beta=-1)
+    for options in ({"beta": -1}, {"clip_low": 2}, {"delta": 1.1}):
+        with pytest.raises(ValueError, match=r"model\.objective"):
+            Objective(**options)

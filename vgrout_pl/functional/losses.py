@@ -7,9 +7,17 @@ from torch import Tensor
 
 
 def clipped_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+    delta: float | None = None,
 ) -> Tensor:
-    """Clipped surrogate of one token: L = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logp - logp_old).
+    """Clipped surrogate of one token: L = -min(min(r, delta) A, clip(r, 1 - clip_low, 1 + clip_high) A).
+
+    r = exp(logp - logp_old). Without ``delta`` the loss of a token with A < 0 has no bound in r: one token that is far
+    likelier now than in the state that sampled it can own the whole step.
 
     Args:
         logprobs: [N, T] under the policy, with gradient.
@@ -17,15 +25,18 @@ def clipped_policy_loss(
         advantages: [N].
         clip_low: distance of the lower bound from 1.
         clip_high: distance of the upper bound from 1.
+        delta: largest ratio where the surrogate is not clipped otherwise (two-sided clip); None: no bound.
 
     Returns:
         [N, T], unmasked.
 
-    Source: Schulman et al. 2017; separate bounds: Yu et al. 2025 (DAPO).
+    Source: Schulman et al. 2017; separate bounds: Yu et al. 2025 (DAPO); delta: Prime Intellect 2025 (INTELLECT-2).
     """
     ratio = torch.exp(logprobs - old_logprobs)
     advantages = advantages.unsqueeze(-1)
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    bounded = ratio if delta is None else ratio.clamp(max=delta)
+    return -torch.minimum(bounded * advantages, clipped * advantages)
 
 
 def k3_divergence(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
