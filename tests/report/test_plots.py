@@ -28,7 +28,16 @@ def test_labels_are_pushed_apart_in_order_and_kept_inside():
     assert spread([1.0, 1.0, 0.0], gap=0.1, low=0.0, high=1.0) == pytest.approx([0.9, 1.0, 0.0])
 
 
+def test_a_run_without_hinted_rows_is_drawn_by_all_its_rows(tmp_path):
+    steps = range(3)
+    hint_free = Metrics({"hack/hinted_rate": dict.fromkeys(steps, math.nan), "hack/rate": dict.fromkeys(steps, 0.5)})
+    plain = Metrics({"hack/rate": dict.fromkeys(steps, 0.5)})
+    assert plot_steps(hint_free, tmp_path / "a.png")
+    assert plot_steps(plain, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
 def test_nothing_is_drawn_where_there_is_nothing_to_draw(tmp_path):
-    assert plot_steps(Metrics({"kl": {0: 1.0}}), tmp_path / "a.png") is False
+    assert plot_steps(Metrics({"kl": {0: 1.0}, "hack/rate": {0: math.nan}}), tmp_path / "a.png") is False
     assert plot_cells(Results([]), tmp_path / "b.png") is False
     assert list(tmp_path.iterdir()) == []

@@ -150,6 +150,12 @@ def test_a_run_that_logged_only_nan_still_gets_its_report(run_dir):
     assert "| solve rate, all rows | nan |" in write_report(run_dir).read_text()
 
 
+def test_a_step_without_an_instance_is_left_out_of_the_mean_and_counted(run_dir):
+    values = ["nan", "0.5", "0.7"]
+    write_metrics(run_dir / "metrics.csv", [{"step": i, "hack/hinted_rate": v} for i, v in enumerate(values)])
+    assert "| hack rate, hinted rows | 0.6 (2 of 3 steps) |" in write_report(run_dir).read_text()
+
+
 def test_phases_and_modes_get_tables_of_their_own(run_dir):
     evaluation(modes=("run_tests", "sentinel"), heals=("before", "after")).save(run_dir / "eval.json")
     text = write_report(run_dir).read_text()
@@ -210,7 +216,7 @@ def test_metrics_keep_the_later_value_of_a_repeated_step_and_order_the_steps(tmp
     assert metrics.series("kl") == ([1, 2], [0.1, 0.9])
     assert metrics.series("loss") == ([2], [7.0])
     assert metrics.series("absent") == ([], [])
-    assert metrics.tail_mean("kl", 1) == 0.9
+    assert metrics.tail("kl", 1) == [0.9]
     assert metrics.last_step == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,13 @@ class Metrics:
         column = self.columns.get(name, {})
         return list(column), list(column.values())
 
-    def tail_mean(self, name: str, last: int) -> float | None:
-        """Return the mean of the last ``last`` logged values of a metric, None where it was never logged."""
-        _, values = self.series(name)
-        kept = values[-last:]
-        return sum(kept) / len(kept) if kept else None
+    def tail(self, name: str, last: int) -> list[float]:
+        """Return the last ``last`` logged values of a metric, NaN where that step had no instance of it."""
+        return self.series(name)[1][-last:]
+
+    def occurs(self, name: str) -> bool:
+        """Return whether a metric has a finite value at any step."""
+        return any(map(math.isfinite, self.series(name)[1]))
 
     @property
     def last_step(self) -> int | None:

@@ -29,7 +29,7 @@ def plot_steps(metrics: Metrics, path: str | Path, *, title: str = "") -> bool:
     where those are logged apart); the coloured lines are validation, as trained and deployed.
     """
     names = [f"val/{state}/{panel}" for panel, _ in PANELS for state in STATE_NAMES]
-    if not any(metrics.series(name)[0] for name in [*names, *(n for _, train in PANELS for n in train)]):
+    if not any(map(metrics.occurs, [*names, *(name for _, train in PANELS for name in train)])):
         return False
     figure = Figure(figsize=(10.0, 3.8), dpi=150, layout="constrained")
     for axes, (panel, train) in zip(figure.subplots(1, 2), PANELS, strict=True):
@@ -61,7 +61,7 @@ def _steps_panel(axes: Axes, metrics: Metrics, panel: str, train: Sequence[str])
     labels: list[tuple[float, float, str, str]] = []
     shown: list[float] = []
     end = 1
-    name = next((name for name in train if metrics.series(name)[0]), train[0])
+    name = next((name for name in train if metrics.occurs(name)), train[0])
     steps, values = metrics.series(name)
     if steps:
         axes.plot(steps, values, ".", color=FAINT, markersize=3, zorder=1, clip_on=False)

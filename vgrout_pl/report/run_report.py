@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,9 @@ def _training(metrics: Metrics | None, *, drawn: bool) -> Iterator[str]:
         return
     if drawn:
         yield "![hack and solve rates over the optimizer steps](plots/steps.png)"
-    means = [(text, metrics.tail_mean(name, LAST)) for name, text in CURVES]
+    tails = [(text, metrics.tail(name, LAST)) for name, text in CURVES]
     lines = [f"| mean of the last logged steps (at most {LAST}) | |", "| --- | ---: |"]
-    lines += [f"| {text} | {value:.4g} |" for text, value in means if value is not None]
+    lines += [f"| {text} | {_mean(values)} |" for text, values in tails if values]
     yield "\n".join(lines) if len(lines) > 2 else "None of the usual metrics was logged."
     yield f"Last step logged: {metrics.last_step}."
 
@@ -148,6 +149,15 @@ def _table(title: str, rows: list[tuple[str, object]]) -> str:
 
 def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", r"\|")
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Return the mean of the finite values, and how many they are where some are not."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "nan"
+    mean = f"{math.fsum(finite) / len(finite):.4g}"
+    return mean if len(finite) == len(values) else f"{mean} ({len(finite)} of {len(values)} steps)"
 
 
 def _signed(value: float | None) -> str:
