@@ -144,13 +144,12 @@ class RoutedLayer(LoraLinear):
         return self._inference_forward(base, x, plan)
 
     def _still_valid(self, step: DecodeStep, x: Tensor) -> bool:
-        return (
+        return not torch.compiler.is_compiling() and (
             (step.mask is None or step.mask.shape[0] == x.shape[0])
             and step.versions == [t._version for t in step.sources]
             and step.x_dtype == x.dtype
             and not (torch.is_grad_enabled() or self._disable_adapters or self.merged_adapters)
             and not torch.is_autocast_enabled(step.device_type)
-            and not torch.compiler.is_compiling()
         )
 
     def _inference_forward(self, base: Tensor, x: Tensor, plan: Plan) -> Tensor:

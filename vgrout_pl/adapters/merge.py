@@ -36,9 +36,8 @@ def merged(model: nn.Module) -> Iterator[None]:
     try:
         for layer in layers:
             weight = layer.base_weight
-            update = _update(layer, state.plan.blocks)
             originals.append((weight, weight.data))
-            weight.data = weight.data + update
+            weight.data = _merged_weight(layer, state.plan.blocks)
         state.merged = True
         state.plan = Plan(blocks=state.plan.blocks, merged=True)
         yield
@@ -49,11 +48,12 @@ def merged(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _update(layer: RoutedLayer, blocks: tuple[str, ...]) -> Tensor | float:
+def _merged_weight(layer: RoutedLayer, blocks: tuple[str, ...]) -> Tensor:
+    weight = layer.base_weight.detach()
     if not blocks:
-        return 0.0
+        return weight
     left, right = layer.factors(blocks, torch.float32)
-    return right @ left
+    return torch.addmm(weight, right, left)
 
 
 def _check_mergeable(layers: list[RoutedLayer]) -> None:
