@@ -142,7 +142,7 @@ class RunCLI(LightningCLI):
             refuse_taken(self.run_dir, config["ckpt_path"], config["overwrite"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Point Lightning at the run directory; metrics.csv is always written, other loggers come beside it."""
+        """Point Lightning at the run directory; fitting always writes metrics.csv, other loggers come beside it."""
         config = self.config_init[self.subcommand]["trainer"]
         loggers = config["logger"]
         loggers = loggers if isinstance(loggers, list) else [loggers] if loggers not in (None, True, False) else []
@@ -151,7 +151,9 @@ class RunCLI(LightningCLI):
         if config["enable_progress_bar"] is not False:
             config["callbacks"] = [*(config["callbacks"] or []), RunProgressBar()]
         run_dir = str(self.run_dir)
-        return super().instantiate_trainer(default_root_dir=run_dir, logger=[RunCSVLogger(run_dir), *loggers], **kwargs)
+        if self.subcommand == "fit":
+            loggers = [RunCSVLogger(run_dir), *loggers]
+        return super().instantiate_trainer(default_root_dir=run_dir, logger=loggers or False, **kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Resolve ``last`` and tell the trainer early, so that a resumed run is not calibrated again."""

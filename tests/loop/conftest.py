@@ -16,13 +16,17 @@ SMALL = (
 )
 
 
+def command(subcommand, *args, config, root):
+    main([subcommand, "--config", str(config), *SMALL, f"--trainer.default_root_dir={root}", *args])
+
+
 @pytest.fixture
 def fit(tmp_path, monkeypatch):
     """Run ``fit`` with the demo's configuration made small; returns the folder of all runs."""
     monkeypatch.setattr("sys.argv", ["cli.py"])
 
     def run(*args, config="configs/demo.yaml", root=tmp_path):
-        main(["fit", "--config", config, *SMALL, f"--trainer.default_root_dir={root}", *args])
+        command("fit", *args, config=config, root=root)
         return root
 
     return run

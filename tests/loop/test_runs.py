@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from tests.loop.conftest import command
 from vgrout_pl.organism import CHECKPOINT
 from vgrout_pl.report import Results
 
@@ -68,6 +70,22 @@ def test_config_yaml_of_a_run_runs_again_with_the_same_result(fit, tmp_path):
     assert (first / "rollouts.jsonl").read_bytes() == (second / "rollouts.jsonl").read_bytes()
     one, two = (Results.load(run / "eval.json") for run in (first, second))
     assert one.cells == two.cells
+
+
+def test_validate_and_test_work_alone_on_a_finished_run_and_leave_its_metrics_alone(fit, tmp_path, capsys):
+    run = fit() / "absorb-scorda" / "seed0"
+    metrics, cells = (run / "metrics.csv").read_bytes(), Results.load(run / "eval.json").cells
+    with (run / "metrics.csv").open() as file:
+        validated = [row["val/deployed/format"] for row in csv.DictReader(file) if row["val/deployed/format"]]
+    (run / "eval.json").unlink()
+    capsys.readouterr()
+    for subcommand in ("validate", "test"):
+        command(subcommand, "--ckpt_path=last", config=run / "config.yaml", root=tmp_path)
+    printed = capsys.readouterr().out
+    assert "     2 validation: as trained" in printed
+    assert re.search(rf"val/deployed/format\D+{float(validated[-1])}", printed)
+    assert Results.load(run / "eval.json").cells == cells
+    assert (run / "metrics.csv").read_bytes() == metrics
 
 
 def test_overwrite_starts_anew_and_is_not_saved_as_part_of_the_experiment(fit):

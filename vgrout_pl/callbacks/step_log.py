@@ -45,7 +45,8 @@ class StepLog(Callback):
                 hack, solve = float(metrics[f"val/{state}/hack"]), float(metrics[f"val/{state}/solve"])
                 parts.append(f"{state.replace('_', ' ')} hack {hack:.3f} solve {solve:.3f}")
         if parts:
-            self._print(trainer, f"{trainer.global_step:>6} validation: {' | '.join(parts)}")
+            step = trainer.global_step or cast("GRPOModule", pl_module).trained_steps
+            self._print(trainer, f"{step:>6} validation: {' | '.join(parts)}")
 
     @staticmethod
     def _print(trainer: Trainer, line: str) -> None:
