@@ -25,6 +25,7 @@ from vgrout_pl.adapters import (
     quarantine_share,
     reference_policy,
     routed,
+    routed_layers,
     set_routes,
 )
 
@@ -110,6 +111,40 @@ def test_gradient_checkpointing_changes_no_gradient_while_routes_stay_set(reentr
         return [p.grad for p in model.parameters() if p.requires_grad]
 
     assert all(torch.equal(a, b) for a, b in zip(gradients(False), gradients(True), strict=True))
+
+
+@pytest.mark.parametrize("compute_dtype", ["base", "float32"])
+def test_mixed_precision_keeps_the_zero_update_and_the_gates(compute_dtype):
+    bare = tiny_model()
+    model = attach(compute_dtype=compute_dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = bare(input_ids=IDS).logits
+        assert torch.equal(model(input_ids=IDS).logits, expected)
+        perturb_blocks(model, 1e-3)
+        with torch.no_grad():
+            both, step = model(input_ids=IDS).logits, model(input_ids=IDS[:, :1]).logits
+            with reference_policy(model):
+                assert torch.equal(model(input_ids=IDS).logits, expected)
+        assert not torch.equal(both, expected) and torch.equal(step, model(input_ids=IDS[:, :1]).logits)
+        with routed(model, [Route.KEEP, Route.KEEP, Route.ROUTE, Route.ROUTE]):
+            for rows, trained in ((slice(2), "deployed"), (slice(2, 4), "quarantine")):
+                model.zero_grad()
+                model(input_ids=IDS).logits[rows].float().square().sum().backward()
+                for block in blocks(model):
+                    assert bool(block.A.grad.any()) == (block.block == trained)
+                    assert block.A.grad.dtype == torch.float32
+
+
+def test_bfloat16_computation_loses_no_more_of_a_small_update_than_of_a_large_one():
+    for size in (1e-1, 1e-3, 1e-5):
+        narrow, wide = (attach(dtype=torch.bfloat16, perturb=size, compute_dtype=c) for c in ("base", "float32"))
+        x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+        layers = [dict(routed_layers(model))["model.layers.0.mlp.up_proj"] for model in (narrow, wide)]
+        updates = []
+        for layer in layers:
+            left, right = layer.factors(("deployed",), x.dtype if layer is layers[0] else torch.float32)
+            updates.append(((x.to(left) @ left.T) @ right.T).float())
+        assert (updates[0] - updates[1]).norm() < 0.02 * updates[1].norm()
 
 
 def test_set_routes_holds_until_cleared_and_survives_a_context_inside():
