@@ -70,9 +70,9 @@ def graded():
     ]
     with Grader(workers=2, limits=limits) as grader:
         grader.grade_batch(pairs[:2])
-        before = {worker._process.pid: len(descendants(worker._process.pid)) for worker in grader._workers}
+        before = {worker.process_id: len(descendants(worker.process_id)) for worker in grader.workers}
         grades = grader.grade_batch(pairs)
-        after = {worker._process.pid: len(descendants(worker._process.pid)) for worker in grader._workers}
+        after = {worker.process_id: len(descendants(worker.process_id)) for worker in grader.workers}
     return grades, before, after
 
 

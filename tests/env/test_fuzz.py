@@ -108,7 +108,7 @@ def fuzz(count: int, seed: int) -> None:
     questions = {mode: Problem(id="secret", tests=tests, mode=mode) for mode in MODES}
     with Grader(workers=2, limits=LIMITS, max_error_share=0.0) as grader:
         grader.grade_batch([(fenced(CORRECT), problem())] * 4)
-        servers = [worker._process.pid for worker in grader._workers]
+        servers = [worker.process_id for worker in grader.workers]
         before = [len(descendants(pid)) for pid in servers], descriptors()
         done = 0
         while done < count:
@@ -126,7 +126,7 @@ def fuzz(count: int, seed: int) -> None:
                 assert grade.reward == 0.5 * grade.compiles + 3.0 * grade.channel
                 assert grade.hacked == grade.channel and not (grade.channel and mode == "gt_only")
             done += size
-        assert [worker._process.pid for worker in grader._workers] == servers
+        assert [worker.process_id for worker in grader.workers] == servers
         assert ([len(descendants(pid)) for pid in servers], descriptors()) == before
 
 
@@ -155,9 +155,9 @@ def soak(count: int) -> None:
     with Grader(workers=2) as grader:
 
         def state():
-            roots = [worker._process.pid for worker in grader._workers]
+            roots = [worker.process_id for worker in grader.workers]
             servers = [pid for root in roots for pid in (root, *descendants(root))]
-            files = sum(len(list(Path(worker.base).iterdir())) for worker in grader._workers)
+            files = sum(len(list(Path(worker.base).iterdir())) for worker in grader.workers)
             counts = len(servers), [descriptors(pid) for pid in servers], descriptors(), files
             return *counts, memory(), [memory(pid) for pid in servers]
 

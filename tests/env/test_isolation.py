@@ -153,7 +153,7 @@ def test_double_forks_and_new_sessions_do_not_survive(walled):
                 os._exit(0)
     """
     assert walled.grade(fenced(CORRECT), problem()).correct
-    server = walled._workers[0]._process.pid
+    server = walled.workers[0].process_id
     before = descendants(server)
     assert walled.grade(fenced(textwrap.dedent(code) + CORRECT), problem()).correct
     assert descendants(server) == before
@@ -161,7 +161,7 @@ def test_double_forks_and_new_sessions_do_not_survive(walled):
 
 def test_a_fork_bomb_is_contained(fortress):
     code = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n"
-    server = fortress._workers[0]._process.pid
+    server = fortress.workers[0].process_id
     before = descendants(server)
     grade = fortress.grade(fenced(code), problem())
     assert grade.stopped in ("cpu", "wall") and grade.error is None

@@ -18,7 +18,7 @@ from vgrout_pl.env.sandbox.cleanup import descendants
 
 def tree(grader: Grader) -> set[int]:
     """Ids of a grader's fork-servers and of everything below them."""
-    roots = {worker._process.pid for worker in grader._workers}
+    roots = {worker.process_id for worker in grader.workers}
     return roots.union(*(descendants(root) for root in roots))
 
 
@@ -43,7 +43,7 @@ def test_the_order_of_a_batch_is_kept(grader):
 def test_closing_leaves_no_process_and_no_folder():
     with Grader(workers=2) as grader:
         grader.grade_batch([(fenced(CORRECT), problem())] * 4)
-        pids, bases = tree(grader), [Path(worker.base) for worker in grader._workers]
+        pids, bases = tree(grader), [Path(worker.base) for worker in grader.workers]
         assert len(pids) == 4  # outer and inner process of each
         assert all(base.is_dir() for base in bases)
     assert wait_until(lambda: not alive(pids))
@@ -122,7 +122,7 @@ def test_grading_from_several_threads_gives_each_its_own_grades(grader):
 def test_a_server_that_dies_is_replaced_and_the_answer_graded():
     with Grader(workers=1) as grader:
         grader.grade(fenced(CORRECT), problem())
-        grader._workers[0]._process.kill()
+        grader.workers[0]._process.kill()
         grades = grader.grade_batch([(fenced(CORRECT), problem()), (fenced(WRONG), problem())])
         assert [grade.correct for grade in grades] == [True, False]
         assert grader.errors == 0

@@ -116,6 +116,11 @@ class Grader:
             _close_all(self._workers, self._owner)
 
     @property
+    def workers(self) -> tuple[Worker, ...]:
+        """The fork-servers that run now."""
+        return tuple(self._workers)
+
+    @property
     def isolation(self) -> dict[str, Any]:
         """Report of the walls around the answers, with their ``tier``; starts a fork-server if none is there."""
         with self._lock:

@@ -78,6 +78,11 @@ class Worker:
         return self._stdout, self._stdin
 
     @property
+    def process_id(self) -> int:
+        """Id of the outermost process."""
+        return self._process.pid
+
+    @property
     def wants_to_write(self) -> bool:
         """Whether requests are waiting for room in the pipe."""
         return bool(self._outgoing)

@@ -15,6 +15,7 @@ PYTHON = frozenset({"python", "py", "python3", "py3"})
 _FENCE = re.compile(r"^([ \t]*)(?:(?:[-*+>]|\d+[.)])[ \t]+)?(`{3,}|~{3,})[ \t]*([^`\n]*)$")
 _INLINE_FENCE = re.compile(r"^[^`~]*?(`{3,})[ \t]*(python3?|py3?)[ \t]*$", re.IGNORECASE)
 _LABEL = re.compile(r"[{.\s]*([\w+#.-]+)")
+_NOTHING = compile("", FILENAME, "exec").co_code
 _DEFINITION = re.compile(r"^(?:class|def|async def|import|from|@\w)", re.MULTILINE)
 
 
@@ -135,4 +136,4 @@ def _compiled(source: str) -> CodeType | None:
             code = compile(textwrap.dedent(source), FILENAME, "exec", dont_inherit=True)
     except Exception:  # whatever the parser makes of it: no code
         return None
-    return code if code is not None and (code.co_names or len(code.co_consts) > 1) else None
+    return None if code is None or code.co_code == _NOTHING else code
