@@ -41,10 +41,9 @@ def fused(base, x, tensors, routes, scaling):
     state.change(routes=as_routes(routes))
     plan = state.plan
     used = tuple(BLOCKS.index(name) for name in plan.blocks)
-    with torch.no_grad():
-        left, right = stack_blocks([tensors[i] for i in used], scaling, torch.float64)
-    parameters = [p for a, b, _, _ in tensors for p in (a, b)]
-    return RoutedUpdate.apply(base, x, left, right, *plan.masks(RANK, 2, left), scaling, used, *parameters)
+    masks = plan.masks(RANK, 2, x.device, torch.float64)
+    everything = [t for block in tensors for t in block]
+    return RoutedUpdate.apply(base, x, *masks, scaling, torch.float64, used, *everything)
 
 
 def outputs_and_gradients(function, routes, scaling):
@@ -85,7 +84,7 @@ def test_gated_factors_equal_the_formula_for_every_mix_of_routes(routes):
     leaves = [t.requires_grad_() for t in (base, x, left, right)]
     state = RouteState()
     state.change(routes=as_routes([*routes[:-1], Route.NONE]))  # one free row keeps both blocks in the plan
-    got = GatedLowRank.apply(*leaves, *state.plan.masks(RANK, 1, left))
+    got = GatedLowRank.apply(*leaves, *state.plan.masks(RANK, 1, left.device, left.dtype))
     expected = by_the_formula_in_factors(*leaves, [*routes[:-1], Route.NONE])
     torch.testing.assert_close(got, expected)
     for a, b in zip(torch.autograd.grad(got, leaves, grad), torch.autograd.grad(expected, leaves, grad), strict=True):
@@ -101,6 +100,39 @@ def test_a_detached_block_passes_nothing_to_the_input():
     assert torch.equal(x.grad, torch.zeros_like(x))
     fused(base, x, still, [Route.ABSORB] * ROWS, 1.0).backward(grad)
     torch.testing.assert_close(x.grad, grad @ (b @ a - b0 @ a0))
+
+
+def test_the_backward_keeps_no_more_than_that_of_a_lora_of_rank_4r():
+    from peft import LoraConfig, get_peft_model
+    from torch import nn
+
+    from vgrout_pl.adapters import RoutedLoraConfig, attach_routed_adapter, routed
+
+    def kept(model, *contexts):
+        """Bytes of what autograd keeps, parameters and buffers left out."""
+        own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        found = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                found[storage.data_ptr()] = (storage.nbytes(), tensor)
+            return tensor
+
+        x = torch.randn(4, 64, 48, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(x)
+        return sum(size for size, _ in found.values())
+
+    def linear():
+        return nn.Sequential(nn.Linear(48, 80))
+
+    stock = kept(get_peft_model(linear(), LoraConfig(r=16, target_modules=["0"])))
+    model = attach_routed_adapter(linear(), RoutedLoraConfig(r=4, target_modules=["0"], task_type=None))
+    masks = 4 * 16 * 4
+    assert kept(model) <= stock
+    with routed(model, [0, 1, 2, 3]):
+        assert kept(model) <= stock + masks
 
 
 def test_the_update_keeps_its_digits_where_the_textbook_difference_loses_them():

@@ -91,7 +91,7 @@ class AntipastoLinear(RoutedLayer):
         idle = [name for name in BLOCKS if name not in plan.blocks]
         if idle:  # a gradient of zeros, so that data-parallel training finds every parameter used
             right = right + 0.0 * sum(t.parameter.sum() for name in idle for t in self.trainables(name))
-        masks = plan.masks(self.r[BLOCKS[0]], self.stack_copies, left)
+        masks = plan.masks(self.r[BLOCKS[0]], self.stack_copies, x.device, dtype)
         return GatedLowRank.apply(base, x, left, right, *masks)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,15 +54,16 @@ def _masked(flat: Tensor, mask: Tensor) -> Tensor:
 
 
 class RoutedUpdate(torch.autograd.Function):
-    """:func:`add_update` with per-row gates on values and on gradients.
+    """:func:`add_update` of :func:`stack_blocks`, with per-row gates on values and on gradients.
 
     A row whose gradient gate of a block is 0 contributes nothing to that block's A and B, nor to x through it:
-    the gates multiply the rank-wide gradient of the bottleneck, from which all three come.
+    the gates multiply the rank-wide gradient of the bottleneck, from which all three come. Kept for the backward are
+    x, the bottleneck and the blocks' own tensors; the stacked factors are made again.
 
-    Arguments of ``forward``: base output [rows, T, d_out], x [rows, T, d_in], ``left`` and ``right`` of
-    :func:`stack_blocks`, forward and gradient masks [rows, 1, 2 n r] or None, the scaling, the number n of blocks
-    in the stack, the positions of their parameters in ``parameters``, and A, B of *both* blocks: a block outside the
-    stack gets a gradient of zeros, so that data-parallel training finds every parameter used.
+    Arguments of ``forward``: base output [rows, T, d_out], x [rows, T, d_in], forward and gradient masks
+    [rows, 1, 2 n r] or None, the scaling, the dtype to compute in, the positions of the n blocks in force, and
+    A, B, A0, B0 of *both* blocks: one that is not in force gets a gradient of zeros, so that data-parallel training
+    finds every parameter used.
     """
 
     @staticmethod
@@ -69,41 +71,36 @@ class RoutedUpdate(torch.autograd.Function):
         ctx: Any,
         base: Tensor,
         x: Tensor,
-        left: Tensor,
-        right: Tensor,
         forward_mask: Tensor | None,
         gradient_mask: Tensor | None,
         scaling: float,
+        dtype: torch.dtype,
         used: tuple[int, ...],
-        *parameters: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
-        """Return base plus the update; keeps x and the bottleneck for the backward."""
-        ctx.x_dtype = x.dtype
-        x = x.to(left.dtype)
-        bottleneck = _bottleneck(x, left.t(), forward_mask)
+        """Return base plus the update."""
+        left, right = stack_blocks(_chosen(tensors, used), scaling, dtype)
+        wide = x.to(dtype)
+        bottleneck = _bottleneck(wide, left.t(), forward_mask)
         live = bottleneck[:, : bottleneck.shape[1] // 2]
-        ctx.save_for_backward(x, live, left, right, gradient_mask)
-        ctx.scaling, ctx.used = scaling, used
-        ctx.shapes = [(p.shape, p.dtype) for p in parameters]
-        return torch.addmm(_flat(base).to(left.dtype), bottleneck, right.t()).view(base.shape).to(base.dtype)
+        ctx.save_for_backward(wide, live, gradient_mask, *tensors)
+        ctx.scaling, ctx.dtype, ctx.used, ctx.x_dtype = scaling, dtype, used, x.dtype
+        return torch.addmm(_flat(base).to(dtype), bottleneck, right.t()).view(base.shape).to(base.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients for base, x and the parameters; see the class."""
-        x, live, left, right, mask = ctx.saved_tensors
-        flat = _flat(grad).to(left.dtype)
+        """Gradients for base, x, and A and B of both blocks; see the class."""
+        x, live, mask, *tensors = ctx.saved_tensors
+        left, right = stack_blocks(_chosen(tensors, ctx.used), ctx.scaling, ctx.dtype)
+        flat = _flat(grad).to(ctx.dtype)
         through = flat @ right
         if mask is not None:
-            through = _masked(through, mask)
-            live = _masked(live, mask)
-        needs = ctx.needs_input_grad
-        grad_x = (through @ left).view(x.shape).to(ctx.x_dtype) if needs[1] else None
-        grads: list[Tensor | None] = [
-            flat.new_zeros(shape, dtype=dtype) if need else None
-            for (shape, dtype), need in zip(ctx.shapes, needs[8:], strict=True)
-        ]
-        if any(needs[8:]):
+            through, live = _masked(through, mask), _masked(live, mask)
+        needs = ctx.needs_input_grad[7:]
+        grad_x = (through @ left).view(x.shape).to(ctx.x_dtype) if ctx.needs_input_grad[1] else None
+        grads = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needs, strict=True)]
+        if any(needs):
             half = through.shape[1] // 2
             grad_a = (through[:, :half] + through[:, half:]).t() @ _flat(x)
             grad_b = flat.t() @ live
@@ -112,10 +109,14 @@ class RoutedUpdate(torch.autograd.Function):
             rank = half // len(ctx.used)
             for place, block in enumerate(ctx.used):
                 columns = slice(place * rank, (place + 1) * rank)
-                for index, value in ((2 * block, grad_a[columns]), (2 * block + 1, grad_b[:, columns])):
-                    if needs[8 + index]:
-                        grads[index] = value.to(ctx.shapes[index][1])
-        return grad, grad_x, None, None, None, None, None, None, *grads
+                for index, value in ((4 * block, grad_a[columns]), (4 * block + 1, grad_b[:, columns])):
+                    if needs[index]:
+                        grads[index] = value.to(tensors[index].dtype)
+        return grad, grad_x, None, None, None, None, None, *grads
+
+
+def _chosen(tensors: Sequence[Tensor], used: tuple[int, ...]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    return [(tensors[4 * i], tensors[4 * i + 1], tensors[4 * i + 2], tensors[4 * i + 3]) for i in used]
 
 
 class GatedLowRank(torch.autograd.Function):

@@ -158,7 +158,7 @@ class RoutedLayer(LoraLinear):
         kind = x.device.type
         with torch.autocast(kind, enabled=False):
             left, right = self.factors(plan.blocks, dtype)
-            mask, _ = plan.masks(self.r[BLOCKS[0]], self.stack_copies, left)
+            mask, _ = plan.masks(self.r[BLOCKS[0]], self.stack_copies, x.device, dtype)
             out = add_update(base.to(dtype), x.to(dtype), left.t(), right.t(), mask).to(base.dtype)
         plain = x.dtype == base.dtype == dtype and x.dim() == 3 and not torch.is_autocast_enabled(kind)
         self._decode_step = None

@@ -74,9 +74,7 @@ class RoutedLinear(RoutedLayer):
         return stack_blocks(members, self.scaling[BLOCKS[0]], dtype)
 
     def _trained(self, base: Tensor, x: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
-        with torch.no_grad():
-            left, right = self.factors(plan.blocks, dtype)
         used = tuple(BLOCKS.index(name) for name in plan.blocks)
-        parameters = [p for name in BLOCKS for p in self.block(name)[:2]]
-        masks = plan.masks(self.r[BLOCKS[0]], self.stack_copies, left)
-        return RoutedUpdate.apply(base, x, left, right, *masks, self.scaling[BLOCKS[0]], used, *parameters)
+        tensors = [tensor for name in BLOCKS for tensor in self.block(name)]
+        masks = plan.masks(self.r[BLOCKS[0]], self.stack_copies, x.device, dtype)
+        return RoutedUpdate.apply(base, x, *masks, self.scaling[BLOCKS[0]], dtype, used, *tensors)

@@ -37,6 +37,9 @@ _SEES_QUARANTINE = torch.tensor([True, False, True, True])
 _TRAINS_DEPLOYED = torch.tensor([True, True, True, False])
 
 
+Masks = tuple[Tensor | None, Tensor | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A resolved state: which blocks run at all, and per-row gates where rows differ.
@@ -54,18 +57,20 @@ class Plan:
     gradient_gates: Tensor | None = None
     rows: int | None = None
     merged: bool = False
-    _masks: dict[tuple[object, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict, compare=False)
+    _masks: dict[tuple[object, ...], Masks] = field(default_factory=dict, compare=False)
     _parts: dict[tuple[str, ...], Plan] = field(default_factory=dict, compare=False)
 
-    def masks(self, rank: int, copies: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def masks(
+        self, rank: int, copies: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Forward and gradient mask, each [rows, 1, copies * len(blocks) * rank] or None, over stacked bottlenecks."""
         if self.rows is None:
             return None, None
-        key = (rank, copies, like.device, like.dtype)
+        key = (rank, copies, device, dtype)
         if key not in self._masks:
             self._masks[key] = (
-                _spread(self.forward_gates, rank, copies, like),
-                _spread(self.gradient_gates, rank, copies, like),
+                _spread(self.forward_gates, rank, copies, device, dtype),
+                _spread(self.gradient_gates, rank, copies, device, dtype),
             )
         return self._masks[key]
 
@@ -79,10 +84,10 @@ class Plan:
         return self._parts[names]
 
 
-def _spread(gates: Tensor | None, rank: int, copies: int, like: Tensor) -> Tensor | None:
+def _spread(gates: Tensor | None, rank: int, copies: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
     if gates is None:
         return None
-    return gates.to(like.device, like.dtype).repeat_interleave(rank, dim=1).repeat(1, copies).unsqueeze(1)
+    return gates.to(device, dtype).repeat_interleave(rank, dim=1).repeat(1, copies).unsqueeze(1)
 
 
 def as_routes(routes: Tensor | Sequence[int]) -> Tensor:
