@@ -63,7 +63,7 @@ CASES = list(cases())
 @pytest.fixture(scope="module")
 def graded():
     """All cases, graded in one go; the number of processes before and after."""
-    limits = Limits(cpu_seconds=1.0, wall_seconds=3.0, memory_mb=1024, processes=32)
+    limits = Limits(cpu_seconds=0.7, wall_seconds=3.0, memory_mb=1024, processes=32)
     pairs = [
         (text, Problem(id=name, tests=PROBLEMS[name], setup_code=SETUP, mode=mode))
         for _, _, mode, name, _, text in CASES

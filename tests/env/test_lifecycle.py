@@ -74,18 +74,20 @@ def test_no_process_survives_a_killed_parent():
         "import sys, json; sys.path[:0] = [sys.argv[1]]\n"
         "from env_answers import *\nfrom test_lifecycle import tree\nfrom vgrout_pl.env import Grader\n"
         "g = Grader(workers=2); g.grade_batch([(fenced(CORRECT), problem())] * 4)\n"
-        "print(json.dumps(sorted(tree(g))), flush=True)\n"
+        "print(json.dumps([sorted(tree(g)), [worker.base for worker in g.workers]]), flush=True)\n"
         "g.grade(fenced('import time; time.sleep(100)'), problem())\n"
     )
     here = str(Path(__file__).parent)
     parent = subprocess.Popen([sys.executable, "-c", code, here], stdout=subprocess.PIPE, text=True)
-    pids = set(json.loads(parent.stdout.readline()))
+    pids, bases = json.loads(parent.stdout.readline())
+    pids = set(pids)
     time.sleep(0.3)
     pids |= set(descendants(parent.pid))
     assert len(alive(pids)) == 5  # with the sleeping answer
     parent.kill()
     parent.wait()
     assert wait_until(lambda: not alive(pids))
+    assert wait_until(lambda: not any(Path(base).exists() for base in bases))
 
 
 def test_a_forked_copy_of_the_process_leaves_the_servers_alone():

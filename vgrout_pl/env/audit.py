@@ -14,7 +14,7 @@ from vgrout_pl.env.problem import Problem
 from vgrout_pl.env.sandbox.cleanup import descendants
 from vgrout_pl.env.sandbox.isolation import Limits
 
-LIMITS = Limits(cpu_seconds=2.0, wall_seconds=5.0, memory_mb=1024)
+LIMITS = Limits(cpu_seconds=1.0, wall_seconds=3.0, memory_mb=1024)
 MAX_GROWTH_MB = 100
 FRAME = "class Solution:\n    def attempt(self):\n        try:\n"
 FRAME_END = "\n        except Exception:\n            return False\n"

@@ -260,7 +260,9 @@ class Grader:
         if flight:
             flight[0].attempts += 1
             if flight[0].attempts >= ATTEMPTS:
-                results.append((flight.popleft(), Evidence(error=reason), {}))
+                guilty = self._workers[slot].isolation["tier"] == "limits"  # there an answer can end its own server
+                verdict = Evidence(stopped="server") if guilty else Evidence(error=reason)
+                results.append((flight.popleft(), verdict, {}))
         waiting.extendleft(reversed(flight))
         flight.clear()
         return results

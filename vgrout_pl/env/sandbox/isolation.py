@@ -93,7 +93,7 @@ class Isolation:
 def leave_namespaces(isolation: Isolation, avoided: Container[str] = ()) -> None:
     """Unshare what the machine allows; call it single-threaded, then fork: the child is the first of its pids."""
     if "namespaces" in avoided:
-        isolation.refused["mount_namespace"] = isolation.refused["pid_namespace"] = "not wanted"
+        isolation.refused |= dict.fromkeys(("private_root", "pid_namespace", "network_namespace"), "not wanted")
         return
     if os.geteuid() != 0:
         uid, gid = os.geteuid(), os.getegid()
@@ -106,7 +106,6 @@ def leave_namespaces(isolation: Isolation, avoided: Container[str] = ()) -> None
         except OSError as error:
             isolation.refused["user_namespace"] = str(error)
     for name, flag in (
-        ("mount_namespace", linux.CLONE_NEWNS),
         ("pid_namespace", linux.CLONE_NEWPID),
         ("network_namespace", linux.CLONE_NEWNET),
         ("ipc_namespace", linux.CLONE_NEWIPC | linux.CLONE_NEWUTS),
@@ -150,9 +149,10 @@ def _readable_by(uid: int) -> bool:
 
 def enter_private_root(isolation: Isolation, base: str, size_mb: int) -> str:
     """Make ``base`` the root of a file system with nothing but Python's library; return the folder for answers."""
-    if "mount_namespace" in isolation.refused:
+    if "private_root" in isolation.refused:
         return base
     try:
+        linux.unshare(linux.CLONE_NEWNS)
         linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
         linux.mount("tmpfs", base, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=16m,mode=755")
         for source in _library_folders():

@@ -8,6 +8,7 @@ answer's own words, and are passed on unread.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -43,7 +44,7 @@ from .runner import Work, fresh_main, run
 
 LENGTH = struct.Struct("<I")
 CHUNK = 1 << 18
-TICK = 0.05
+FIRST_TICK, TICK = 0.005, 0.05
 OWN_DESCRIPTORS = 32  # numbers below may be in use by the server
 PRELOADED = (
     *("abc", "array", "bisect", "cmath", "collections.abc", "contextlib", "copy", "dataclasses", "datetime", "decimal"),
@@ -208,11 +209,11 @@ class Child:
         observed = self._observed
         descriptor = os.pidfd_open(self._pid)
         poller = select.poll()
-        poller.register(self._out, select.POLLIN)
-        poller.register(self._text, select.POLLIN)
         poller.register(descriptor, select.POLLIN)
         poller.register(self._request, 0)
-        running = True
+        running = not poller.poll(FIRST_TICK * 1000)  # most answers end so soon that their pipes need no draining
+        poller.register(self._out, select.POLLIN)
+        poller.register(self._text, select.POLLIN)
         while running:
             events = dict(poller.poll(TICK * 1000))
             for pipe in (self._out, self._text):
@@ -328,6 +329,9 @@ def main() -> None:
     os.close(reply)
     status = os.waitpid(inner, 0)[1]
     end_tree(inner, False)
+    with contextlib.suppress(OSError):  # the grader does this too, unless it was killed
+        empty_folder(hello["base"])
+        os.rmdir(hello["base"])
     os._exit(0 if status == 0 else 1)
 
 
