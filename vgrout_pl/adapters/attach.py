@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import LoraModel, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from vgrout_pl.adapters.config import RoutedLoraConfig
@@ -43,6 +44,8 @@ def attach_routed_adapter(
     Raises:
         ValueError: no target matches, a module is too narrow, or a calibration is missing or of another model.
     """
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError("expected a bare model; got one with an adapter; merge and unload it, or load the base anew")
     names = check_adapter_fits(model, config)
     strategy = init_strategy(config.init)
     if initialise and strategy.calibrated:

@@ -107,6 +107,14 @@ class RoutedLayer(LoraLinear):
         self._active_blocks = tuple(name for name in BLOCKS if name in adapter_names)
         self._decode_step = None
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._decode_step = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._decode_step = None
+        return super()._apply(*args, **kwargs)
+
     @property
     def base_weight(self) -> Tensor:
         """The frozen weight, [d_out, d_in]."""

@@ -1,1 +1,0 @@
-"""What every init owes, on every architecture: the contract of the routed adapter."""
