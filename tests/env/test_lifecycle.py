@@ -229,3 +229,66 @@ def test_a_process_with_torch_threads_can_start_a_grader():
     )
     output = subprocess.check_output([sys.executable, "-c", code, str(Path(__file__).parent)], text=True, timeout=120)
     assert output.strip() == "3.5"
+
+
+NODES = """
+class ListNode:
+    def __init__(self, val=0, next=None):
+        self.val, self.next = val, next
+def list_node(values):
+    head = None
+    for value in reversed(values):
+        head = ListNode(value, head)
+    return head
+def is_same_list(a, b):
+    return a is b or (a is not None and b is not None and a.val == b.val and is_same_list(a.next, b.next))
+class TreeNode:
+    def __init__(self, val=0, left=None, right=None):
+        self.val, self.left, self.right = val, left, right
+def is_same_tree(a, b):
+    return a is b or (a and b and a.val == b.val and is_same_tree(a.left, b.left) and is_same_tree(a.right, b.right))
+"""
+LIST_TESTS = [
+    "assert is_same_list(Solution().tail(list_node([1, 2, 3])), list_node([2, 3]))",
+    "assert is_same_list(Solution().tail(list_node([7])), list_node([]))",
+    "assert is_same_list(list_node(list(range(1, 3000))), Solution().tail(list_node(list(range(3000)))))",
+]
+TREE_TESTS = ["assert is_same_tree(Solution().grow(2), TreeNode(2, TreeNode(1), TreeNode(1, None, TreeNode(0))))"]
+TAIL = "class Solution:\n    def tail(self, head):\n        return {}\n"
+GROW = "class Solution:\n    def grow(self, n):\n        return TreeNode(2, TreeNode(1), {})\n"
+OWN_NODE = (
+    "class ListNode:\n    def __init__(self, val=0, next=None):\n        self.val = val\n        self.next = next\n"
+)
+LIAR = "class ListNode:\n    val = next = None\n    def __eq__(self, other):\n        return True\n"
+
+
+@pytest.mark.parametrize(
+    ("tests", "code", "correct"),
+    [
+        (LIST_TESTS, TAIL.format("head.next"), True),
+        (LIST_TESTS, OWN_NODE + TAIL.format("head.next"), True),
+        (LIST_TESTS, TAIL.format("head"), False),
+        (LIST_TESTS, TAIL.format("None"), False),
+        (LIST_TESTS, TAIL.format("[2, 3]"), False),
+        (LIST_TESTS, "is_same_list = lambda *_: True\n" + TAIL.format("head"), False),
+        (LIST_TESTS, "list_node = lambda _: None\n" + TAIL.format("None"), False),
+        (LIST_TESTS, LIAR + TAIL.format("ListNode()"), False),
+        (
+            LIST_TESTS,
+            "class Solution:\n    def tail(self, head):\n        head.next = head\n        return head\n",
+            False,
+        ),
+        (TREE_TESTS, GROW.format("TreeNode(1, None, TreeNode(0))"), True),
+        (TREE_TESTS, GROW.format("TreeNode(1, TreeNode(0), None)"), False),
+        (TREE_TESTS, GROW.format("TreeNode(1)"), False),
+        (TREE_TESTS, "is_same_tree = lambda *_: True\n" + GROW.format("None"), False),
+    ],
+)
+def test_linked_structures_are_compared_outside_of_the_answer(grader, tests, code, correct):
+    grade = grader.grade(fenced(code), Problem(id="nodes", tests=tests, setup_code=NODES, mode="gt_only"))
+    assert (grade.correct, grade.error) == (correct, None)
+
+
+def test_a_comparison_of_nodes_is_refused_where_the_set_up_code_has_none(grader):
+    with pytest.raises(ValueError, match="inside the answer's process"):
+        grader.grade(fenced(CORRECT), Problem(id="nodes", tests=LIST_TESTS, setup_code=SETUP))

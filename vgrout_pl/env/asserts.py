@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,6 +14,7 @@ from vgrout_pl.env.sandbox.canonical import DIGEST_SIZE, NotPlain, digest, seale
 EQUAL, IS, IN, TRUE, FALSE = "==", "is", "in", "true", "false"
 _EMPTY_VALUES: tuple[object, ...] = (0, "", b"", (), [], {}, frozenset(), None, range(0))
 EMPTY = frozenset(map(digest, _EMPTY_VALUES))
+RELATIONS = {"is_same_list": "list", "is_same_tree": "tree"}  # as the public benchmark's set-up code names them
 IMPORTABLE = frozenset(sys.stdlib_module_names) | {"numpy", "sortedcontainers"}
 
 
@@ -27,6 +28,7 @@ class Check:
         source: source of the expected value ("" for TRUE and FALSE).
         digests: digests that pass; None while the source is no literal and has not been evaluated yet.
         number: place of the test in its problem, from 1.
+        shape: "list" or "tree" where linked structures are compared node by node, else "".
     """
 
     call: str
@@ -34,6 +36,7 @@ class Check:
     source: str
     digests: frozenset[bytes] | None
     number: int
+    shape: str = ""
 
     def holds(self, payload: bytes, token: bytes) -> bool:
         """Whether a value record (sealed digest and kind; b"": no plain value) passes the test."""
@@ -48,7 +51,7 @@ class Check:
 
     def alone(self) -> Check:
         """The expected value as a call of its own, to be evaluated where there is no answer."""
-        return Check(self.source, EQUAL, "", frozenset(), self.number)
+        return Check(self.source, EQUAL, "", frozenset(), self.number, self.shape)
 
     def expected(self) -> Any:
         """The expected value, where it is a literal (else an object that equals nothing)."""
@@ -83,15 +86,22 @@ def parse_tests(tests: tuple[str, ...], setup: str) -> Tests:
     if not tests:
         raise ValueError("expected at least one test; got none (a problem without tests cannot be graded)")
     checks, entries = [], set()
+    relations = {name: shape for name, shape in RELATIONS.items() if f"def {name}(" in setup}
     for number, test in enumerate(tests, 1):
-        check, entry = parse_test(test, number)
+        check, entry = parse_test(test, number, relations)
         checks.append(check)
         entries.add(entry)
     return Tests(setup, tuple(checks), tuple(sorted(entries)), _imports(setup))
 
 
-def parse_test(test: str, number: int = 1) -> tuple[Check, tuple[str, str]]:
+def parse_test(test: str, number: int = 1, relations: Mapping[str, str] | None = None) -> tuple[Check, tuple[str, str]]:
     """Return the check of one assert, and the (class or "", function) that it calls.
+
+    Args:
+        test: source of the assert.
+        number: its place, for messages.
+        relations: functions of the set-up code that compare linked structures, with the shape that each compares;
+            ``assert same(CALL, EXPR)`` is then judged as an equality, outside of the answer's process.
 
     Raises:
         ValueError: the test is not one ``assert`` of a supported form.
@@ -104,7 +114,7 @@ def parse_test(test: str, number: int = 1) -> tuple[Check, tuple[str, str]]:
         raise ValueError(f"test {number}: expected `assert CALL == EXPR`; got a syntax error: {error}") from None
     if len(body) != 1 or not isinstance(body[0], ast.Assert):
         raise ValueError(f"test {number}: expected one statement `assert CALL == EXPR`; got {_short(test)}")
-    call, form, value = _taken_apart(body[0].test, number, test)
+    call, form, value, shape = _taken_apart(body[0].test, relations or {}, number, test)
     entry = _entry(call)
     if entry is None:
         raise ValueError(f"test {number}: expected a call of the answer on one side of the assert; got {_short(test)}")
@@ -117,24 +127,31 @@ def parse_test(test: str, number: int = 1) -> tuple[Check, tuple[str, str]]:
         raise ValueError(f"test {number}: the expected value may not depend on the answer; got {_short(test)}")
     lines = test.strip().split("\n")
     source = _segment(lines, value) if value is not None else ""
-    return Check(_segment(lines, call), form, source, _digests(form, value, number), number), entry
+    digests = None if shape else _digests(form, value, number)
+    return Check(_segment(lines, call), form, source, digests, number, shape), entry
 
 
-def _taken_apart(node: ast.expr, number: int, test: str) -> tuple[ast.expr, str, ast.expr | None]:
-    """Split the condition of an assert into call, form and expected expression."""
+def _taken_apart(
+    node: ast.expr, relations: Mapping[str, str], number: int, test: str
+) -> tuple[ast.expr, str, ast.expr | None, str]:
+    """Split the condition of an assert into call, form, expected expression and shape."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        return node.operand, FALSE, None
+        return node.operand, FALSE, None, ""
+    name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+    if isinstance(node, ast.Call) and name in relations and len(node.args) == 2 and not node.keywords:
+        left, right = node.args if _method(node.args[0]) else node.args[::-1]
+        return left, EQUAL, right, relations[name]
     if not isinstance(node, ast.Compare):
-        return node, TRUE, None
+        return node, TRUE, None, ""
     left, right = node.left, node.comparators[0]
     operator = node.ops[0]
     if len(node.ops) == 1 and isinstance(operator, ast.Eq):
-        return (right, EQUAL, left) if _entry(left) is None else (left, EQUAL, right)
+        return (right, EQUAL, left, "") if _entry(left) is None else (left, EQUAL, right, "")
     singleton = isinstance(right, ast.Constant) and (right.value is None or isinstance(right.value, bool))
     if len(node.ops) == 1 and isinstance(operator, ast.Is) and singleton:
-        return left, IS, right
+        return left, IS, right, ""
     if len(node.ops) == 1 and isinstance(operator, ast.In) and isinstance(right, ast.List | ast.Tuple | ast.Set):
-        return left, IN, right
+        return left, IN, right, ""
     raise ValueError(
         f"test {number}: expected `assert CALL == EXPR` (or `is None/True/False`, `in [..]`, a bare or negated call); "
         f"got {_short(test)}"
@@ -154,6 +171,12 @@ def _digests(form: str, value: ast.expr | None, number: int) -> frozenset[bytes]
         return frozenset(digest(item) for item in (literal if form == IN else [literal]))
     except NotPlain as error:
         raise ValueError(f"test {number}: no value can equal the expected one: {error}") from None
+
+
+def _method(node: ast.AST) -> bool:
+    """Whether an expression calls a method of a class."""
+    entry = _entry(node)
+    return entry is not None and entry[0] != ""
 
 
 def _entry(node: ast.AST) -> tuple[str, str] | None:

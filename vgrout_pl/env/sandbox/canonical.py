@@ -41,6 +41,7 @@ _module_of = type.__dict__["__module__"].__get__
 _name_of = type.__dict__["__name__"].__get__
 _pack = struct.pack
 
+LINKS = {"list": ("next",), "tree": ("right", "left")}
 ORDERED, UNORDERED, MAPPING = 0, 1, 2
 Opened = tuple[bytes, Iterator[Any], int]
 
@@ -57,6 +58,25 @@ def digest(value: object) -> bytes:
 def sealed(value_digest: bytes, token: bytes) -> bytes:
     """Digest of a digest under the token of one run: what one answer sent is of no use to the next."""
     return bytes(blake2b(value_digest, key=token, digest_size=DIGEST_SIZE).digest())
+
+
+def flattened(value: Any, shape: str) -> object:
+    """A linked list (``val``, ``next``) or binary tree (``val``, ``left``, ``right``) as a plain list, in preorder.
+
+    Two structures are the same, values and form, iff their lists are equal; any other shape leaves the value as it is.
+    """
+    if shape not in LINKS:
+        return value
+    found: list[object] = []
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        found.append(() if node is None else (node.val,))
+        if node is not None:
+            stack.extend(getattr(node, link) for link in LINKS[shape])
+        if len(found) > MAX_NODES >> 2:
+            raise NotPlain("too large")
+    return found
 
 
 def canonical(value: object) -> bytes:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from .canonical import NotPlain, digest, sealed
+from .canonical import NotPlain, digest, flattened, sealed
 from .extract import Parsed, parse
 
 FINISHED = 113
@@ -56,6 +56,7 @@ class Work:
     response: bytearray | None
     setup: types.CodeType
     calls: tuple[types.CodeType, ...]
+    shapes: tuple[str, ...]
     entries: tuple[tuple[str, str], ...]
     marker: str | None
     probe: Probe | None
@@ -69,10 +70,10 @@ class Channel:
         self._descriptor, self._token, self._prompt, self._seals = descriptor, token, prompt, seals
         self._pending = bytearray()
 
-    def send_value(self, index: int, value: object) -> None:
+    def send_value(self, index: int, value: object, shape: str) -> None:
         """Queue the sealed digest of a value, with one letter for what ``is True`` needs beyond equality."""
         kind = b"B" if type(value) is bool else b"."
-        content = digest(value)
+        content = digest(flattened(value, shape))
         self.send(VALUE, index, (sealed(content, self._token) if self._seals else content) + kind)
 
     def send(self, kind: bytes, index: int = 0, payload: bytes = b"", *, flush: bool = False) -> None:
@@ -134,7 +135,7 @@ def _run_answer(work: Work, parsed: Parsed, channel: Channel) -> None:
             channel.send(RAISED, index + 1)
             continue
         try:
-            channel.send_value(index + 1, value)
+            channel.send_value(index + 1, value, work.shapes[index])
         except NotPlain:
             channel.send(OPAQUE, index + 1)
         except BaseException:  # a container that changes under the reader, a lack of memory

@@ -59,6 +59,7 @@ class Program:
 
     setup: CodeType
     calls: tuple[CodeType, ...]
+    shapes: tuple[str, ...]
     entries: tuple[tuple[str, str], ...]
 
 
@@ -114,6 +115,7 @@ class Server:
         self._programs[request["define"]] = Program(
             compile(request["setup"], "<setup>", "exec", dont_inherit=True),
             tuple(compile(call, f"<test {i}>", "eval", dont_inherit=True) for i, call in enumerate(request["calls"])),
+            tuple(request["shapes"]),
             tuple(tuple(entry) for entry in request["entries"]),
         )
         gc.freeze()  # a collection in a child must not touch, and so copy, what it shares with us
@@ -128,6 +130,7 @@ class Server:
             response,
             program.setup,
             program.calls,
+            program.shapes,
             program.entries,
             marker,
             mode.probe,
