@@ -81,13 +81,20 @@ def test_decoding_sees_every_change_of_the_adapter_at_once():
         assert torch.equal(model(**step).logits, now)
 
 
-def test_a_decoding_step_equals_the_full_forward_in_every_row_state():
-    model = attach(perturb=0.2)
+@pytest.mark.parametrize(
+    ("dtype", "compute_dtype"),
+    [(torch.float32, "base"), (torch.bfloat16, "base"), (torch.bfloat16, "float32"), (torch.float16, "base")],
+)
+def test_a_decoding_step_equals_the_full_forward_in_every_row_state(dtype, compute_dtype):
+    model = attach(dtype=dtype, perturb=0.2, compute_dtype=compute_dtype)
     with torch.no_grad(), routed(model, [0, 1, 2, 3]), reference_policy(model, torch.tensor([0, 0, 1, 0]).bool()):
         full = model(input_ids=IDS).logits[:, -1]
         cache = model(input_ids=IDS[:, :-1], use_cache=True).past_key_values
+        assert all(layer._decode_step is not None for _, layer in routed_layers(model))
         step = model(input_ids=IDS[:, -1:], past_key_values=cache).logits[:, -1]
-    torch.testing.assert_close(step, full, rtol=1e-4, atol=1e-5)
+    assert step.dtype == dtype
+    scale = float(full.abs().max())
+    torch.testing.assert_close(step, full, rtol=0, atol={torch.float32: 1e-5}.get(dtype, 0.03) * scale)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -38,14 +38,19 @@ class DecodeStep:
     versions: list[int]
     x_dtype: torch.dtype
     device_type: str
+    widens: bool
 
     def __call__(self, x: Tensor) -> Tensor:
         """Base output plus update for x [rows, 1, d_in]."""
-        bottleneck = x.reshape(-1, x.shape[2]).mm(self.left_t)
+        flat = x.reshape(-1, x.shape[2])
+        bottleneck = (flat.to(self.left_t.dtype) if self.widens else flat).mm(self.left_t)
         if self.mask is not None:
             bottleneck.mul_(self.mask)
         base = self.base_layer(x)
-        return torch.addmm(base.view(base.shape[0], -1), bottleneck, self.right_t).view(base.shape)
+        rows = base.view(base.shape[0], -1)
+        if self.widens:
+            return torch.addmm(rows.to(bottleneck.dtype), bottleneck, self.right_t).to(base.dtype).view(base.shape)
+        return torch.addmm(rows, bottleneck, self.right_t).view(base.shape)
 
 
 class RoutedLayer(LoraLinear):
@@ -168,9 +173,8 @@ class RoutedLayer(LoraLinear):
             left, right = self.factors(plan.blocks, dtype)
             mask, _ = plan.masks(self.r[BLOCKS[0]], self.stack_copies, x.device, dtype)
             out = add_update(base.to(dtype), x.to(dtype), left.t(), right.t(), mask).to(base.dtype)
-        plain = x.dtype == base.dtype == dtype and x.dim() == 3 and not torch.is_autocast_enabled(kind)
         self._decode_step = None
-        if plain and not torch.compiler.is_compiling():
+        if x.dim() == 3 and not torch.is_autocast_enabled(kind) and not torch.compiler.is_compiling():
             sources = [tensor for name in plan.blocks for tensor in self.sources(name)]
             self._decode_step = DecodeStep(
                 plan=plan,
@@ -182,6 +186,7 @@ class RoutedLayer(LoraLinear):
                 versions=[tensor._version for tensor in sources],
                 x_dtype=x.dtype,
                 device_type=kind,
+                widens=x.dtype != dtype,
             )
         return out
 
