@@ -94,6 +94,28 @@ def test_every_local_link_leads_somewhere():
     assert [t for t in targets if not (t[1:] in anchors if t.startswith("#") else (ROOT / t).exists())] == []
 
 
+def other_commands():
+    """Yield (module, command) of the README's table; the command is empty for a module without any."""
+    section = README.split("## Other commands")[1].split("## How to add")[0]
+    for module, cell in re.findall(r"^\| `(vgrout_pl\.\w+)` \| (.+) \|$", section, flags=re.M):
+        for command in re.findall(r"`([\w-]+)`", cell) or [""]:
+            yield module, command
+
+
+def test_every_module_with_commands_is_listed():
+    runnable = {f"vgrout_pl.{path.parent.name}" for path in (ROOT / "vgrout_pl").glob("*/__main__.py")}
+    assert {module for module, _ in other_commands()} == runnable
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("module", "command"), other_commands())
+def test_every_listed_command_explains_itself(module, command):
+    words = [sys.executable, "-m", module, *([command] if command else []), "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m {module}")
+
+
 def test_every_router_of_the_table_has_its_overlay():
     rows = re.findall(r"^\| `(\w+)` \|", README.split("## The run directory")[0], flags=re.M)
     assert sorted(rows) == sorted(path.stem for path in (ROOT / "configs" / "router").glob("*.yaml"))
