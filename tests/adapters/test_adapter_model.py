@@ -201,6 +201,29 @@ def test_peft_set_adapter_is_respected_alone_and_together_with_routes():
     assert all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
 
 
+def test_a_deep_copy_has_a_state_and_blocks_of_its_own():
+    model = attach(perturb=0.1)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        both = model(input_ids=IDS).logits
+        with ablated(copied):
+            deployed = copied(input_ids=IDS).logits
+            assert torch.equal(model(input_ids=IDS).logits, both)
+        with ablated(model):
+            assert torch.equal(model(input_ids=IDS).logits, deployed) and not torch.equal(deployed, both)
+        perturb_blocks(copied, 0.2)
+        assert torch.equal(model(input_ids=IDS).logits, both)
+
+
+def test_peft_merge_and_unload_gives_the_plain_model_as_trained():
+    model = attach(perturb=0.1)
+    with torch.no_grad():
+        expected = model(input_ids=IDS).logits
+        plain = model.merge_and_unload()
+        assert not any("lora" in name for name, _ in plain.named_modules())
+        assert (plain(input_ids=IDS).logits - expected).abs().max() <= 1e-4
+
+
 def test_contexts_on_a_model_without_an_adapter_name_the_remedy():
     with (
         pytest.raises(ValueError, match="expected a model from attach_routed_adapter; got Qwen3ForCausalLM"),
