@@ -22,12 +22,12 @@ from vgrout_pl.adapters import (
     export_quarantine,
 )
 from vgrout_pl.adapters.__main__ import main
+from vgrout_pl.adapters.card import VLLM_RANKS, model_card
 from vgrout_pl.adapters.export import export_merged, merge_update, push_to_hub
 from vgrout_pl.adapters.run import load_run
 from vgrout_pl.policy import load_base
 
 IDS = token_ids()
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def logits(model, ids=IDS):
@@ -47,7 +47,7 @@ def test_an_export_is_a_plain_lora_directory_that_strict_servers_accept(export, 
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert set(config) <= set(LoraConfig().to_dict())
     assert config["peft_type"] == "LORA" and config["r"] == 4 * factor == config["lora_alpha"]
-    assert config["r"] in VLLM_RANKS and config["bias"] == "none" and not config["use_dora"]
+    assert config["r"] <= VLLM_RANKS[-1] and config["bias"] == "none" and not config["use_dora"]
     assert not config["rank_pattern"] and not config["alpha_pattern"] and config["modules_to_save"] is None
     assert set(config["target_modules"]) == {
         *("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -61,6 +61,15 @@ def test_an_export_is_a_plain_lora_directory_that_strict_servers_accept(export, 
         expected[f"base_model.model.{name}.lora_B.weight"] = (module.out_features, 4 * factor)
     assert {name: tuple(t.shape) for name, t in tensors.items()} == expected
     assert {t.dtype for t in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("rank", "line"),
+    [(6, "--max-lora-rank 8`"), (64, "--max-lora-rank 64`"), (300, "--max-lora-rank 320`"), (600, "rank 512 at most")],
+)
+def test_the_card_says_how_to_serve_the_rank(rank, line):
+    card = model_card("deployed", "some/base", rank=rank, modules=7)
+    assert line in card and "Not evaluated: make no claim" in card and "base_model: some/base" in card
 
 
 def test_a_server_that_rounds_the_factors_to_bfloat16_keeps_a_small_update(tmp_path):

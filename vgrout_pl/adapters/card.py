@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Values of ``max_lora_rank`` that vLLM 0.11 takes; an adapter's own rank may be anything up to it."""
+
 _MEANING = {
     "deployed": "the deployed block alone, with the quarantine ablated: the model to use",
     "as_trained": "both blocks, the model as it was trained: for audits, it may hold what the quarantine was to absorb",
@@ -53,6 +56,7 @@ def _lines(
     yield ""
     if rank is not None:
         yield f"A LoRA of rank {rank} on {modules} modules, in float32: `PeftModel.from_pretrained(base, directory)`."
+        yield _serving(rank)
     if merged_loss is not None:
         yield f"Merged into {modules} modules of the base; rounding lost {merged_loss:.2%} of the update."
     yield from ("", "## Evaluation", "")
@@ -62,6 +66,13 @@ def _lines(
     yield from (f"- {name}: `{value}`" for name, value in facts)
     if not facts:
         yield "Not recorded."
+
+
+def _serving(rank: int) -> str:
+    enough = next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
+    if enough is None:
+        return f"Too wide for vLLM's LoRA loader (rank {VLLM_RANKS[-1]} at most): merge it into the base to serve it."
+    return f"vLLM: `--enable-lora --max-lora-rank {enough}`; rounding to the base's dtype is harmless."
 
 
 def _flat(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
