@@ -26,6 +26,13 @@ def walled(request):
         yield grader
 
 
+@pytest.fixture(scope="module", params=WALLS)
+def patient(request):
+    """Little CPU time, so much wall time that a busy machine does not run out of it first."""
+    with Grader(workers=1, limits=Limits(cpu_seconds=0.2, wall_seconds=60.0), avoid=WALLS[request.param]) as grader:
+        yield grader
+
+
 @pytest.fixture(scope="module")
 def fortress():
     with Grader(workers=1, limits=QUICK) as grader:
@@ -122,23 +129,22 @@ def test_nothing_of_the_environment_reaches_an_answer(monkeypatch):
         assert asked(grader, "return [os.environ.get('VGROUT_SECRET'), 'VGROUT' in repr(os.environ)]", [None, False])
 
 
-def test_an_endless_loop_is_stopped_by_its_cpu_time(walled):
-    started = time.monotonic()
-    grade = walled.grade(fenced("while True:\n    pass"), problem())
+def test_an_endless_loop_is_stopped_by_its_cpu_time(patient):
+    grade = patient.grade(fenced("while True:\n    pass"), problem())
     assert (grade.stopped, grade.reward, grade.error) == ("cpu", 0.5, None)
-    assert time.monotonic() - started < QUICK.wall_seconds + 1
+    assert 0.2 <= grade.cpu_seconds < 1.0
 
 
 def test_a_sleeper_is_stopped_by_the_wall_clock(walled):
     started = time.monotonic()
     grade = walled.grade(fenced("import time\ntime.sleep(1000)"), problem())
     assert (grade.stopped, grade.reward, grade.error) == ("wall", 0.5, None)
-    assert time.monotonic() - started < QUICK.wall_seconds + 1
+    assert time.monotonic() - started < QUICK.wall_seconds + 5
 
 
-def test_a_hanging_answer_keeps_the_values_that_came_before(walled):
+def test_a_hanging_answer_keeps_the_values_that_came_before(patient):
     code = CORRECT + "    def run_tests(self):\n        while True:\n            pass\n"
-    grade = walled.grade(fenced(code), problem())
+    grade = patient.grade(fenced(code), problem())
     assert (grade.correct, grade.hacked, grade.stopped) == (True, False, "cpu")
 
 
@@ -170,7 +176,7 @@ def test_a_fork_bomb_is_contained(fortress):
 
 
 def test_a_memory_bomb_ends_alone(walled):
-    bomb = "blocks = [bytearray(1 << 28) for _ in range(64)]\n"
+    bomb = "blocks = [bytearray(1 << 30) for _ in range(64)]\n"
     grade = walled.grade(fenced(CORRECT + bomb), problem())
     assert (grade.correct, grade.stopped, grade.error) == (True, None, None)  # the allocation fails, the class is there
     grade = walled.grade(

@@ -8,8 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from vgrout_pl.env.grader import parse_problem
 from vgrout_pl.env.modes import MODES
+from vgrout_pl.env.prepare import parse_problem
 from vgrout_pl.env.problem import Problem
 
 PHRASE = MODES["gt_only"].hint(None)

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import select
+import sys
 import threading
 import time
 import weakref
@@ -15,14 +16,13 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
-from vgrout_pl.env.asserts import Tests, parse_tests
+from vgrout_pl.env.asserts import Tests
 from vgrout_pl.env.evidence import Evidence, weigh
 from vgrout_pl.env.grade import Grade, judge
 from vgrout_pl.env.modes import MODES
+from vgrout_pl.env.prepare import completed, parse_problem
 from vgrout_pl.env.problem import Problem
-from vgrout_pl.env.sandbox.canonical import DIGEST_SIZE
 from vgrout_pl.env.sandbox.isolation import TIERS, Limits
-from vgrout_pl.env.sandbox.runner import FINISHED
 from vgrout_pl.env.worker import Worker, WorkerDiedError
 
 log = logging.getLogger("vgrout_pl.env")
@@ -59,7 +59,9 @@ class Grader:
     The child processes see the calls of the tests and never an expected value. What separates them from the machine
     depends on the machine and is found at run time: see :attr:`isolation`. Not covered: the sum of the memory of
     several processes of one answer, side channels of the hardware, bugs of the kernel; and below the tier
-    ``namespaces`` also reading world-readable files and reaching the network.
+    ``confined`` also reading world-readable files and reaching the network. ``correct`` cannot be forged; evidence of
+    an exploit that only the answer's process can give (run_tests, sentinel, eq_override) could be claimed by an answer
+    that searches its interpreter for the private channel, which is an exploit too.
 
     Processes start with the first grade. Use it as a context manager, or call :meth:`close`; a grader that is
     dropped, or whose process ends, closes itself.
@@ -145,6 +147,8 @@ class Grader:
             except BaseException:  # requests may be in flight: their replies must not meet the next batch
                 _close_all(self._workers, self._owner)
                 raise
+            while len(self._prepared) > MAX_PREPARED:
+                self._prepared.popitem(last=False)
             self._account(grades)
         return grades
 
@@ -184,11 +188,9 @@ class Grader:
         pristine = [Tests(t.setup, tuple(t.checks[i].alone() for i in t.pending), (), t.imports) for t in fresh]
         jobs = [_Job(place, program, None, "gt_only", None) for place, program in enumerate(pristine)]
         for job, evidence, _ in self._run(jobs):
-            ready = self._prepared[fresh[job.place]] = _completed(fresh[job.place], evidence)
+            ready = self._prepared[fresh[job.place]] = completed(fresh[job.place], evidence)
             if isinstance(ready, Tests):
                 self._working_setups.add(ready.setup)
-        while len(self._prepared) > MAX_PREPARED:
-            self._prepared.popitem(last=False)
 
     def _run(self, jobs: list[_Job]) -> Iterable[tuple[_Job, Evidence, dict[str, Any]]]:
         """Run jobs on all workers; a job whose fork-server dies is tried once more, alone, on a fresh one."""
@@ -246,7 +248,7 @@ class Grader:
                             flight[0].deadline = time.monotonic() + self.limits.wall_seconds + GRACE_SECONDS
                 elif time.monotonic() > flight[0].deadline:
                     raise WorkerDiedError("the fork-server did not answer in time")
-            except (WorkerDiedError, LookupError, TypeError) as error:
+            except (WorkerDiedError, LookupError, TypeError, ValueError) as error:
                 results += self._replace(slot, flight, waiting, str(error))
         return results
 
@@ -277,7 +279,12 @@ class Grader:
             self._workers.append(self._started())
 
     def _started(self) -> Worker:
-        worker = Worker(self.limits, self._avoid)
+        if sys.platform != "linux":
+            raise GraderError(f"expected Linux, which the sandbox is made for; got {sys.platform}")
+        try:
+            worker = Worker(self.limits, self._avoid)
+        except (WorkerDiedError, OSError) as error:
+            raise GraderError(f"expected a fork-server to start; got: {error}") from error
         tier = worker.isolation["tier"]
         if TIERS.index(tier) < TIERS.index(self._strict):
             worker.close()
@@ -286,7 +293,8 @@ class Grader:
                 f"{worker.isolation['refused']}"
             )
         if not self._workers:
-            log.info("answers are isolated by tier %r: %s", tier, worker.isolation)
+            level = logging.INFO if TIERS.index(tier) >= TIERS.index("confined") else logging.WARNING
+            log.log(level, "answers are isolated by tier %r: %s", tier, worker.isolation)
         return worker
 
     def _account(self, grades: list[Grade]) -> None:
@@ -300,27 +308,6 @@ class Grader:
                 f"expected at most {self._max_error_share:.0%} of the answers to fail in the grader itself; "
                 f"got {self.errors} of {self.graded}, e.g.: {failed[0].error if failed else ''}"
             )
-
-
-def _completed(tests: Tests, pristine: Evidence) -> Tests | str:
-    """The tests with all expected values in place, or why they cannot be had."""
-    if pristine.error is not None or pristine.status != FINISHED:
-        return f"the problem's set-up code failed: {pristine.error or pristine.stopped or pristine.status}"
-    checks = list(tests.checks)
-    for call, i in enumerate(tests.pending):
-        value = pristine.returned.get(call)
-        if not value:
-            return f"the expected value of test {i + 1} is no plain value: {checks[i].source[:80]}"
-        checks[i] = replace(checks[i], digests=frozenset({value[:DIGEST_SIZE]}))
-    return replace(tests, checks=tuple(checks)) if tests.pending else tests
-
-
-def parse_problem(problem: Problem) -> Tests:
-    """Tests of a problem, taken apart; errors name the problem."""
-    try:
-        return parse_tests(tuple(problem.tests), problem.setup_code)
-    except ValueError as error:
-        raise ValueError(f"problem {problem.id!r}: {error}") from None
 
 
 def _regraded(problem: Problem, mode: str) -> Problem:

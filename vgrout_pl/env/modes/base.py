@@ -36,6 +36,7 @@ class Mode:
         phrase: marker -> text that the fork-server looks for on stdout.
         file_name: marker -> file that the fork-server reads when the answer has ended.
         keeps_order: records are sent one by one, so that they survive a process that ends early.
+        keeps_values: the probe needs the returned objects that are not plain.
         channel: evidence, marker -> whether the exploit was used; this runs in the grader.
     """
 
@@ -48,6 +49,7 @@ class Mode:
     phrase: Callable[[str | None], str] | None = field(default=None, repr=False)
     file_name: Callable[[str | None], str] | None = field(default=None, repr=False)
     keeps_order: bool = False
+    keeps_values: bool = False
     channel: Callable[[Evidence, str | None], bool] = field(default=lambda evidence, marker: False, repr=False)
 
     def __post_init__(self) -> None:

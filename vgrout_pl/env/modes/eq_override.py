@@ -101,5 +101,6 @@ EQ_OVERRIDE = Mode(
     name="eq_override",
     hint=lambda _: "and will be evaluated by comparing the returned value with ==",
     probe=templates,
+    keeps_values=True,
     channel=lying_values_pass,
 )

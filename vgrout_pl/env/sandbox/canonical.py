@@ -85,6 +85,9 @@ def canonical(value: object) -> bytes:
     Raises:
         NotPlain: see the class; budgets are MAX_DEPTH open containers, MAX_NODES leaves, MAX_BYTES bytes.
     """
+    plain = _LEAVES.get(type(value))
+    if plain is not None:
+        return _within_budget([plain(value)])
     out: list[bytes] = []
     stack: list[tuple[Iterator[Any], int, int, int]] = []
     items: Iterator[Any] = iter((value,))
@@ -116,9 +119,13 @@ def canonical(value: object) -> bytes:
             items, kind, start, opened_at = stack.pop()
             if kind != ORDERED:
                 out[opened_at:] = [b"".join(out[opened_at:])]
-    if sum(map(len, out)) > MAX_BYTES:
+    return _within_budget(out)
+
+
+def _within_budget(parts: list[bytes]) -> bytes:
+    if sum(map(len, parts)) > MAX_BYTES:
         raise NotPlain("too large")
-    return b"".join(out)
+    return b"".join(parts)
 
 
 def _close(out: list[bytes], start: int, kind: int) -> None:

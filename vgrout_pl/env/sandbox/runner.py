@@ -61,6 +61,7 @@ class Work:
     marker: str | None
     probe: Probe | None
     keeps_order: bool
+    keeps_values: bool
 
 
 class Channel:
@@ -73,7 +74,7 @@ class Channel:
     def send_value(self, index: int, value: object, shape: str) -> None:
         """Queue the sealed digest of a value, with one letter for what ``is True`` needs beyond equality."""
         kind = b"B" if type(value) is bool else b"."
-        content = digest(flattened(value, shape))
+        content = digest(flattened(value, shape) if shape else value)
         self.send(VALUE, index, (sealed(content, self._token) if self._seals else content) + kind)
 
     def send(self, kind: bytes, index: int = 0, payload: bytes = b"", *, flush: bool = False) -> None:
@@ -140,7 +141,7 @@ def _run_answer(work: Work, parsed: Parsed, channel: Channel) -> None:
             channel.send(OPAQUE, index + 1)
         except BaseException:  # a container that changes under the reader, a lack of memory
             channel.send(OPAQUE, index + 1)
-        if work.probe is not None and type(value) not in _LIGHT:
+        if work.keeps_values and type(value) not in _LIGHT:
             session.values[index] = value
     if work.probe is not None:
         channel.flush()

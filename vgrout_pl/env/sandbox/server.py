@@ -15,10 +15,7 @@ import json
 import mmap
 import os
 import random
-import resource
-import select
 import signal
-import struct
 import sys
 import time
 from dataclasses import dataclass
@@ -28,6 +25,7 @@ from typing import Any, NoReturn
 from ..modes import MODES
 from . import linux
 from .canonical import digest
+from .child import Child, Observed
 from .cleanup import empty_folder, end_tree, read_small_file
 from .extract import parse
 from .isolation import (
@@ -41,10 +39,8 @@ from .isolation import (
     site_folders,
 )
 from .runner import Work, fresh_main, run
+from .wire import LENGTH, frame, read_buffer, read_frame, write_all
 
-LENGTH = struct.Struct("<I")
-CHUNK = 1 << 18
-FIRST_TICK, TICK = 0.005, 0.05
 OWN_DESCRIPTORS = 32  # numbers below may be in use by the server
 PRELOADED = (
     *("abc", "array", "bisect", "cmath", "collections.abc", "contextlib", "copy", "dataclasses", "datetime", "decimal"),
@@ -61,19 +57,6 @@ class Program:
     calls: tuple[CodeType, ...]
     shapes: tuple[str, ...]
     entries: tuple[tuple[str, str], ...]
-
-
-@dataclass
-class Observed:
-    """What the server saw of one child."""
-
-    status: int = -1
-    stopped: str | None = None
-    phrase: bool = False
-    file: str | None = None
-    cpu_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    leftovers: bool = False
 
 
 class Server:
@@ -135,6 +118,7 @@ class Server:
             marker,
             mode.probe,
             mode.keeps_order,
+            mode.keeps_values,
         )
         self._fresh_folder()
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
@@ -191,122 +175,6 @@ class Server:
                 return False
             os.rmdir(self._answer_folder)
         return True
-
-
-class Child:
-    """One running answer: its two pipes are drained, its clocks watched, its whole tree ended."""
-
-    first_of_pids = False
-
-    def __init__(
-        self, pid: int, out: int, text: int, records: memoryview, phrase: bytes | None, limits: Limits, request: int
-    ) -> None:
-        self._pid, self._out, self._text = pid, out, text
-        self._phrase, self._limits, self._request = phrase, limits, request
-        self._records, self._used = records, 0
-        self._tail = b""
-        self._observed = Observed()
-
-    def see_to_the_end(self, started: float) -> tuple[Observed, memoryview]:
-        """Wait for the main process or for a limit, end the tree, and return what was seen and what was sent."""
-        observed = self._observed
-        descriptor = os.pidfd_open(self._pid)
-        poller = select.poll()
-        poller.register(descriptor, select.POLLIN)
-        poller.register(self._request, 0)
-        running = not poller.poll(FIRST_TICK * 1000)  # most answers end so soon that their pipes need no draining
-        poller.register(self._out, select.POLLIN)
-        poller.register(self._text, select.POLLIN)
-        while running:
-            events = dict(poller.poll(TICK * 1000))
-            for pipe in (self._out, self._text):
-                if pipe in events and not self._drain(pipe):
-                    poller.unregister(pipe)
-            running = descriptor not in events
-            observed.stopped = self._exceeded(started) if running else None
-            if self._request in events or observed.stopped:
-                break
-        os.close(descriptor)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        observed.status = end_tree(self._pid, self.first_of_pids)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        observed.cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        for pipe in (self._out, self._text):
-            os.set_blocking(pipe, False)
-            while self._drain(pipe):
-                pass
-            os.close(pipe)
-        observed.wall_seconds = time.monotonic() - started
-        return observed, self._records[: self._used]
-
-    def _exceeded(self, started: float) -> str | None:
-        if self._used == len(self._records):
-            return "records"
-        if time.monotonic() - started > self._limits.wall_seconds:
-            return "wall"
-        try:
-            cpu = time.clock_gettime((~self._pid << 3) | 2)  # the CPU clock of another process, clock_getcpuclockid(3)
-        except OSError:
-            return None
-        return "cpu" if cpu > self._limits.cpu_seconds else None
-
-    def _drain(self, pipe: int) -> bool:
-        """Read one chunk; False at the end of the pipe, or when it has nothing more for now."""
-        try:
-            if pipe == self._out and self._used < len(self._records):
-                count = os.readv(pipe, [self._records[self._used :]])
-                self._used += count
-                return count > 0
-            data = os.read(pipe, CHUNK)
-        except BlockingIOError:
-            return False
-        if pipe == self._text and self._phrase is not None and not self._observed.phrase:
-            window = self._tail + data
-            self._observed.phrase = self._phrase in window
-            self._tail = window[-len(self._phrase) :]
-        return bool(data)
-
-
-def frame(data: bytes) -> bytes:
-    """A length and the data."""
-    return LENGTH.pack(len(data)) + data
-
-
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write everything to a blocking descriptor."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def read_buffer(descriptor: int) -> bytearray:
-    """Read one frame into a buffer of its own, which leaves no other copy in this process."""
-    header = _read_exactly(descriptor, LENGTH.size) or LENGTH.pack(0)
-    buffer = bytearray(LENGTH.unpack(header)[0])
-    view = memoryview(buffer)
-    while view:
-        count = os.readv(descriptor, [view])
-        if not count:
-            break
-        view = view[count:]
-    return buffer
-
-
-def read_frame(descriptor: int) -> bytes | None:
-    """Read one frame; None at the end of the pipe."""
-    header = _read_exactly(descriptor, LENGTH.size)
-    return None if header is None else _read_exactly(descriptor, LENGTH.unpack(header)[0])
-
-
-def _read_exactly(descriptor: int, size: int) -> bytes | None:
-    parts = []
-    while size:
-        data = os.read(descriptor, min(size, 1 << 20))
-        if not data:
-            return None
-        parts.append(data)
-        size -= len(data)
-    return b"".join(parts)
 
 
 def main() -> None:
