@@ -142,6 +142,14 @@ def test_a_sleeper_is_stopped_by_the_wall_clock(walled):
     assert time.monotonic() - started < QUICK.wall_seconds + 5
 
 
+def test_a_sleeper_is_told_by_its_idleness_long_before_the_wall_limit():
+    with Grader(workers=1, limits=Limits(idle_seconds=0.5)) as grader:
+        started = time.monotonic()
+        grade = grader.grade(fenced("import time\ntime.sleep(1000)"), problem())
+    assert (grade.stopped, grade.reward, grade.error) == ("idle", 0.5, None)
+    assert time.monotonic() - started < 20
+
+
 def test_a_hanging_answer_keeps_the_values_that_came_before(patient):
     code = CORRECT + "    def run_tests(self):\n        while True:\n            pass\n"
     grade = patient.grade(fenced(code), problem())

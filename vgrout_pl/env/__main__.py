@@ -75,8 +75,7 @@ def _grader_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _grader(options: argparse.Namespace) -> Grader:
-    limits = Limits(cpu_seconds=options.cpu_seconds, wall_seconds=3 * options.cpu_seconds)
-    return Grader(workers=options.workers, limits=limits, strict=options.strict)
+    return Grader(workers=options.workers, limits=Limits(cpu_seconds=options.cpu_seconds), strict=options.strict)
 
 
 def problems_from(source: str, mode: str) -> list[Problem]:

@@ -18,7 +18,7 @@ class Evidence:
 
     Attributes:
         status: exit status of the answer's main process (None: ended by a signal).
-        stopped: the limit that ended it ("cpu", "wall", "records"), if any; "server": it ended its own fork-server.
+        stopped: the limit that ended it ("cpu", "wall", "idle", "records"), if any; "server": its own fork-server.
         fenced: the completion holds a block that claims to be Python.
         compiles: at least one block compiles.
         returned: per call that came to an end, the payload of its value (b"": no plain value).

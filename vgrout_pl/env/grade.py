@@ -26,8 +26,8 @@ class Grade:
         mechanism: name of the mode whose exploit was used, for hacked answers.
         error: why the grader itself could not judge; such a grade says nothing about the answer.
         tests_passed: number of tests whose call returned the expected value.
-        stopped: the limit that ended the run ("cpu", "wall", "records"), if any; "server": the answer ended its own
-            fork-server, which only the weakest isolation tier lets it do.
+        stopped: the limit that ended the run ("cpu", "wall", "idle", "records"), if any; "server": the answer ended
+            its own fork-server, which only the weakest isolation tier lets it do.
         cpu_seconds: CPU time of the answer's processes.
     """
 

@@ -41,6 +41,7 @@ class Child:
         self._records, self._used = records, 0
         self._tail = b""
         self._observed = Observed()
+        self._progress = 0.0, time.monotonic()
 
     def see_to_the_end(self, started: float) -> tuple[Observed, memoryview]:
         """Wait for the main process or for a limit, end the tree, and return what was seen and what was sent."""
@@ -83,12 +84,17 @@ class Child:
     def _exceeded(self, started: float) -> str | None:
         if self._used == len(self._records):
             return "records"
-        if time.monotonic() - started > self._limits.wall_seconds:
+        now = time.monotonic()
+        if now - started > self._limits.wall_seconds:
             return "wall"
         try:
             cpu = time.clock_gettime((~self._pid << 3) | 2)  # the CPU clock of another process, clock_getcpuclockid(3)
         except OSError:
             return None
+        if cpu > self._progress[0]:
+            self._progress = cpu, now
+        elif now - self._progress[1] > self._limits.idle_seconds:
+            return "idle"
         return "cpu" if cpu > self._limits.cpu_seconds else None
 
     def _drain(self, pipe: int) -> bool:

@@ -20,6 +20,7 @@ STACK_MB = 64
 LEAST: dict[str, float] = {
     "cpu_seconds": 0.1,
     "wall_seconds": 0.1,
+    "idle_seconds": 0.1,
     "memory_mb": 128,
     "file_mb": 1,
     "processes": 1,
@@ -35,7 +36,8 @@ class Limits:
 
     Attributes:
         cpu_seconds: CPU time of the answer's main process.
-        wall_seconds: time from start to the last kill.
+        wall_seconds: time from start to the last kill; generous, because a busy machine must not fail an answer.
+        idle_seconds: time without any use of the CPU, by which sleepers are told.
         memory_mb: address space of each process.
         file_mb: size of each file that it writes, and of its private folder where that is a file system of its own.
         processes: processes and threads alive at once.
@@ -44,7 +46,8 @@ class Limits:
     """
 
     cpu_seconds: float = 10.0
-    wall_seconds: float = 30.0
+    wall_seconds: float = 120.0
+    idle_seconds: float = 10.0
     memory_mb: int = 2048
     file_mb: int = 32
     processes: int = 32
