@@ -17,6 +17,7 @@ from . import landlock, linux, seccomp
 PACKAGES = ("numpy", "numpy.libs", "sortedcontainers")
 DEVICES = ("null", "zero", "random", "urandom")
 STACK_MB = 64
+SHARED_USER_MARGIN = 128
 LEAST: dict[str, float] = {
     "cpu_seconds": 0.1,
     "wall_seconds": 0.1,
@@ -238,7 +239,7 @@ def settle(isolation: Isolation, limits: Limits, folder: str, avoided: Container
     megabyte = 1 << 20
     processes = limits.processes
     if isolation.uid is None and not isolation.user_namespace:
-        processes += _own_threads()
+        processes += _own_threads() + SHARED_USER_MARGIN
     for what, value in (
         (resource.RLIMIT_AS, limits.memory_mb * megabyte),
         (resource.RLIMIT_FSIZE, limits.file_mb * megabyte),
