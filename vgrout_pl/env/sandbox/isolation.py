@@ -212,14 +212,15 @@ def _locked_flags(path: str) -> int:
 
 
 def _hide_packages(base: str) -> None:
-    """Cover every visible folder of installed packages; show only those that answers may import."""
+    """Cover every visible folder of installed packages, and ours; show only those that answers may import."""
     sources = {path for path in site_folders() if os.path.isdir(path)}
     wanted = {name: os.path.join(path, name) for path in sorted(sources) for name in PACKAGES}
     wanted = {name: path for name, path in wanted.items() if os.path.isdir(path)}
     staging = base + "/packages"
     for name, path in wanted.items():
         _bind(path, f"{staging}/{name}")
-    for folder in sources:
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    for folder in (*sources, package):
         if os.path.isdir(base + folder):
             linux.mount("tmpfs", base + folder, "tmpfs", linux.MS_RDONLY)
 
