@@ -7,7 +7,7 @@ from vgrout_pl.cli import main
 SMALL = (
     "--trainer.max_steps=2",
     "--trainer.val_check_interval=2",
-    "--data.prompts_per_step=2",
+    "--data.prompts_per_step=4",
     "--model.group_size=4",
     "--data.validation_size=4",
     "--data.test_size=4",

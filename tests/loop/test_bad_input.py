@@ -11,7 +11,7 @@ WORDS = {
     "rank too large": (["--adapter.r=60"], "120", "q_proj"),
     "no target matches": (['--adapter.target_modules=["nothing"]'], "target_modules: expected", "q_proj"),
     "group of one": (["--model.group_size=1"], "model.group_size: expected", "1"),
-    "micro-batches do not divide": (["--trainer.accumulate_grad_batches=3"], "accumulate_grad_batches: expected", "8"),
+    "micro-batches do not divide": (["--trainer.accumulate_grad_batches=3"], "accumulate_grad_batches: expected", "16"),
     "hint-free share": (["--data.hint_free_share=1.5"], "data.hint_free_share: expected", "1.5"),
     "missing data": (
         ["--data.problems=/nowhere/x.jsonl", "--data.eval_problems=/nowhere/y.jsonl"],
