@@ -20,6 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on stderr and exit status 2."""
     options = build_parser().parse_args(args)
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     try:
         options.run(options)
     except ValueError as error:
