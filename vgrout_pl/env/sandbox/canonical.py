@@ -74,7 +74,7 @@ def flattened(value: Any, shape: str) -> object:
         found.append(() if node is None else (node.val,))
         if node is not None:
             stack.extend(getattr(node, link) for link in LINKS[shape])
-        if len(found) > MAX_NODES >> 2:
+        if len(found) > MAX_NODES >> 4:
             raise NotPlain("too large")
     return found
 
