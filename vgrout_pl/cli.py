@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -24,6 +24,7 @@ from vgrout_pl.callbacks import (
     RunReport,
     StepLog,
 )
+from vgrout_pl.callbacks.checkpoint import WindowCheckpoint
 from vgrout_pl.callbacks.progress import RunProgressBar
 from vgrout_pl.console import condensed, fail, quiet
 from vgrout_pl.datamodule import ProblemDataModule
@@ -40,7 +41,7 @@ GROUPS = {
     "export": ExportAdapter,
     "step_log": StepLog,
     "report": RunReport,
-    "checkpoint": ModelCheckpoint,
+    "checkpoint": WindowCheckpoint,
 }
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs",
@@ -83,6 +84,9 @@ class RunCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's subcommands without ``predict``, which has no meaning here."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def _parse_ckpt_path(self) -> None:
+        """Take no configuration from a checkpoint: what runs is what the files and keys say."""
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Replace Lightning's seed, which may also be a switch, by a number."""
@@ -149,7 +153,10 @@ class RunCLI(LightningCLI):
         checkpoint = self.config_init[self.subcommand]["checkpoint"]
         checkpoint.dirpath = checkpoint.dirpath or str(self.run_dir / "checkpoints")
         if config["enable_progress_bar"] is not False:
-            config["callbacks"] = [*(config["callbacks"] or []), RunProgressBar()]
+            given = config["callbacks"] or []
+            given = given if isinstance(given, list) else [given]
+            own_bar = any(isinstance(callback, ProgressBar) for callback in given)
+            config["callbacks"] = given if own_bar else [*given, RunProgressBar()]
         run_dir = str(self.run_dir)
         if self.subcommand == "fit":
             loggers = [RunCSVLogger(run_dir), *loggers]
@@ -159,8 +166,14 @@ class RunCLI(LightningCLI):
         """Resolve ``last`` and tell the trainer early, so that a resumed run is not calibrated again."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         path = kwargs.pop("ckpt_path", None)
-        if path == "last":
+        if path == "last" or (path is None and subcommand != "fit"):
             path = last_checkpoint(self.checkpoint_dir)
+            if path is None and subcommand != "fit":
+                raise ValueError(
+                    f"ckpt_path: expected a checkpoint in {self.checkpoint_dir}; found none; give --ckpt_path"
+                )
+            if path is None:
+                print(f"no checkpoint in {self.checkpoint_dir} yet: starting from the first step", flush=True)
         if path is not None and not Path(path).exists():
             raise ValueError(f"ckpt_path: expected an existing checkpoint, or last; got {path}; check the path")
         self.trainer.ckpt_path = path

@@ -46,10 +46,13 @@ class WindowLoader:
 
 
 class EvalLoader:
-    """This process' share of the batches of some evaluation cells."""
+    """This process' share of each batch of some evaluation cells."""
 
     def __init__(self, batches: Sequence[EvalBatch], rank: int, world_size: int):
-        self.batches = list(batches)[rank::world_size]
+        self.batches = [
+            EvalBatch(b.problems_from, b.markers, b.index * world_size + rank, b.problems[rank::world_size])
+            for b in batches
+        ]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -106,6 +109,11 @@ class ProblemDataModule(L.LightningDataModule):
                 "data.eval_problems: expected a JSONL file of held-out problems beside a file of training ones, and "
                 f"none beside {ORGANISM}; got {eval_problems} beside {problems}; set both or neither"
             )
+        sizes = {"validation_size": validation_size, "test_size": test_size, "train_eval_size": train_eval_size}
+        sizes |= {"eval_batch_size": eval_batch_size, "max_prompt_tokens": max_prompt_tokens}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"data.{name}: expected at least 1; got {size}")
         self.problems, self.eval_problems = problems, eval_problems
         self.prompts_per_step, self.hint_free_share = prompts_per_step, hint_free_share
         self.original_marker_share, self.max_prompt_tokens = original_marker_share, max_prompt_tokens
@@ -146,13 +154,24 @@ class ProblemDataModule(L.LightningDataModule):
         return {"train": train, "validation": held_out[:size], "test": held_out[size:]}
 
     def longest_prompt(self, path: str) -> int:
-        """Length (tokens) of the longest hinted training, validation or test prompt under a model's tokenizer.
+        """Length (tokens) of the longest prompt that a run can show under a model's tokenizer.
+
+        Every problem is measured hint-free, and in every mode under the original marker and the longest of the
+        training and of the novel family.
 
         Raises:
             ValueError: a prompt is longer than ``max_prompt_tokens``.
         """
-        shown = [p.with_mode(mode) for split in self.splits.values() for p in split for mode in self.modes]
-        return encode_prompts(load_tokenizer(path), shown, self.max_prompt_tokens)[1].shape[1]
+        tokenizer = load_tokenizer(path)
+        hints: list[tuple[str, str | None]] = [("gt_only", None)]
+        for mode in self.modes:
+            families = (MODES[mode].training_markers, MODES[mode].novel_markers)
+            longest = [
+                max(family, key=lambda marker: len(tokenizer(marker)["input_ids"])) for family in families if family
+            ]
+            hints += [(mode, marker) for marker in (None, *longest)]
+        shown = [p.with_mode(*hint) for split in self.splits.values() for p in split for hint in hints]
+        return encode_prompts(tokenizer, shown, self.max_prompt_tokens)[1].shape[1]
 
     # ---------------------------------------------------------------- training windows
 

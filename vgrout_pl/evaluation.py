@@ -62,6 +62,8 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
     Returns:
         state -> one grade a problem.
     """
+    if not batch.problems:
+        return {}
     data = data_of(module.trainer)
     _, ids, mask = encode_prompts(module.tokenizer, batch.problems, data.max_prompt_tokens)
     ids, mask = ids.to(module.device), mask.to(module.device)

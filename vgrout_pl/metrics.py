@@ -7,12 +7,14 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics import Metric, SumMetric
 
 from vgrout_pl.adapters import Route
 from vgrout_pl.types import Labels, Rollouts
 
 _MEANS = (
+    "loss",
+    "policy_loss",
     "reward",
     "reward_std",
     "frac_reward_zero_std",
@@ -41,7 +43,29 @@ _MEANS = (
     "hack/routed_fraction",
     "solve/routed_fraction",
 )
-_SUMS = ("loss", "policy_loss", "num_tokens")
+_SUMS = ("num_tokens",)
+
+
+class WeightedMean(Metric):
+    """Sum of value * weight over sum of weights, over all processes; NaN without weight or where a value is NaN."""
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "weight"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
+        """Add a value; weight 0 adds nothing, whatever the value."""
+        if float(weight) > 0:
+            self.total += value * weight
+            self.weight += weight
+
+    def compute(self) -> Tensor:
+        """The mean so far."""
+        return self.total / self.weight
 
 
 class WindowMetrics(nn.Module):
@@ -49,16 +73,12 @@ class WindowMetrics(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        means: dict[str, nn.Module] = {name: MeanMetric() for name in _MEANS}
-        self._all = nn.ModuleDict(means | {name: SumMetric() for name in _SUMS})
+        means: dict[str, nn.Module] = {name: WeightedMean() for name in _MEANS}
+        self._all = nn.ModuleDict(means | {name: SumMetric(nan_strategy="disable") for name in _SUMS})
 
     def update(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
-        """Add ``value`` with ``weight`` (rows or tokens it stands for; sums ignore it); weight 0 adds nothing."""
-        metric = self._metric(name)
-        if name in _SUMS:
-            metric.update(value)
-        elif float(weight) > 0:
-            metric.update(value, weight)
+        """Add ``value`` with ``weight`` (rows or tokens it stands for; sums ignore it)."""
+        self._metric(name).update(*((value,) if name in _SUMS else (value, weight)))
 
     def update_all(self, statistics: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> None:
         """Update from name -> (value, weight)."""
@@ -69,11 +89,16 @@ class WindowMetrics(nn.Module):
         return cast(Metric, self._all[name])
 
     def compute(self) -> dict[str, float]:
-        """Values over all processes, NaN for what this step has no instance of, and start anew."""
+        """Values over all processes, NaN for what this step has no instance of, and start anew.
+
+        Every process computes every metric, in the same order: each is a collective operation.
+        """
         values = {}
         for name in self._all:
             metric = self._metric(name)
-            values[name] = float(metric.compute()) if metric.update_called else float("nan")
+            if not metric.update_called:
+                metric.update(*((0.0,) if name in _SUMS else (0.0, 0.0)))
+            values[name] = float(metric.compute())
             metric.reset()
         return values
 

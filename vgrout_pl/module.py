@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vgrout_pl.adapters import (
+    block_delta_norms,
     block_gradient_norms,
     check_adapter_state,
     clear_routes,
@@ -28,7 +29,7 @@ from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.metrics import WindowMetrics, window_statistics
 from vgrout_pl.objective import Objective, grpo_loss, loss_statistics
 from vgrout_pl.optim import Optimization, build_optimizer
-from vgrout_pl.policy import Dtype, check_head, load_base, load_tokenizer
+from vgrout_pl.policy import Dtype, check_head, checkpoint_activations, load_base, load_tokenizer
 from vgrout_pl.preflight import callbacks_of, preflight, roles
 from vgrout_pl.rollout import Sampling, grade, rewards_of
 from vgrout_pl.types import EvalBatch, Labels, Rollouts, Window, WindowObserver
@@ -75,6 +76,9 @@ class GRPOModule(L.LightningModule):
         score_chunk_tokens: int = 2048,
     ):
         super().__init__()
+        for name, value in (("grader_workers", grader_workers), ("score_chunk_tokens", score_chunk_tokens)):
+            if value < 1:
+                raise ValueError(f"model.{name}: expected at least 1; got {value}")
         self.path, self.dtype_name, self.attn_implementation = path, dtype, attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
         self.group_size, self.deploy_sample_fraction = group_size, deploy_sample_fraction
@@ -104,8 +108,9 @@ class GRPOModule(L.LightningModule):
         check_head(base)
         adapter, _ = roles(self.trainer)
         self.policy = adapter.attach(base, self.tokenizer, restoring=self.trainer.ckpt_path is not None)
+        self.policy.eval()
         if self.gradient_checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(base)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW toward init, warm-up and cosine over the whole run."""
@@ -153,7 +158,8 @@ class GRPOModule(L.LightningModule):
         """Turn the first micro-batch of a window into rollouts."""
         if isinstance(batch, Window) and batch.micro == 0:
             self._window_started = time.perf_counter()
-            self._window = self.collect(batch)
+            with self.trainer.precision_plugin.forward_context():
+                self._window = self.collect(batch)
         return batch
 
     @torch.no_grad()
@@ -193,13 +199,20 @@ class GRPOModule(L.LightningModule):
         rollouts, live = self._window
         index = live.tensor_split(batch.micro_batches)[batch.micro]
         if not len(index):
+            self._record_loss(0.0, 0.0)
             return self._no_gradient()
         rows = trimmed(rollouts.rows(index))
         set_routes(self.policy, rows.routes)
         logprobs, entropy = score_rows(self, rows)
         result = grpo_loss(self.objective, rows, logprobs, len(rollouts) * self.sampling.max_new_tokens)
         self.metrics.update_all(loss_statistics(self.objective, rows, logprobs.detach(), entropy, result))
+        self._record_loss(result.loss.detach() * batch.micro_batches, result.policy * batch.micro_batches)
         return result.loss * batch.micro_batches
+
+    def _record_loss(self, loss: Tensor | float, policy_loss: Tensor | float) -> None:
+        """Add one micro-batch, scaled by their number: the mean over micro-batches and processes is the step's loss."""
+        self.metrics.update("loss", loss)
+        self.metrics.update("policy_loss", policy_loss)
 
     def _no_gradient(self) -> Tensor:
         """A loss of 0 whose gradient is 0 for every parameter, so that all processes take the same path."""
@@ -220,6 +233,7 @@ class GRPOModule(L.LightningModule):
         logged = self.metrics.compute()
         logged["grad_norm"] = float(whole)
         logged["quarantine/grad_share"] = quarantine_share(norms)
+        logged["quarantine/delta_share"] = quarantine_share(block_delta_norms(self.policy))
         logged["lr"] = optimizer.param_groups[0]["lr"]
         logged["step_time"] = time.perf_counter() - self._window_started
         self.step_metrics = {name: value for name, value in logged.items() if not math.isnan(value)}

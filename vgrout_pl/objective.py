@@ -100,14 +100,12 @@ def grpo_loss(objective: Objective, rows: Rollouts, logprobs: Tensor, denominato
 def loss_statistics(
     objective: Objective, rows: Rollouts, logprobs: Tensor, entropy: Tensor, result: MicroBatchLoss
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Metrics of a micro-batch as name -> (value, number of tokens it is the mean over)."""
+    """Metrics of a micro-batch's live rows as name -> (value, number of tokens it is the mean over)."""
     mask = rows.completion_mask
     tokens = mask.sum()
     old = result.old_logprobs
     clipped = clip_fractions(logprobs, old, rows.advantages, mask, objective.clip_low, objective.clip_high)
     statistics = {
-        "loss": (result.loss, tokens),
-        "policy_loss": (result.policy, tokens),
         "entropy": (masked_sum(entropy, mask) / tokens, tokens),
         "sampling/logprob": (masked_sum(logprobs, mask) / tokens, tokens),
         "clip_ratio/low_mean": (clipped["low"] / tokens, tokens),

@@ -31,6 +31,8 @@ class Optimization:
         """Refuse values that cannot be meant."""
         if not self.lr > 0:
             raise ValueError(f"model.optimization.lr: expected a positive learning rate; got {self.lr}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"model.optimization.betas: expected two numbers in [0, 1); got {list(self.betas)}")
         if self.warmup_steps < 0 or self.init_decay < 0:
             raise ValueError(
                 "model.optimization: expected warmup_steps and init_decay of 0 or more; got "

@@ -12,7 +12,15 @@ from typing import Literal, cast
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vgrout_pl.functional.logprobs import completion_logprobs
 
@@ -89,7 +97,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def load_base(path: str, dtype: Dtype, attn_implementation: str | None) -> PreTrainedModel:
-    """Load a causal LM's weights, frozen and in evaluation mode.
+    """Load a causal LM's weights, frozen and in evaluation mode, without sampling preferences of its own.
+
+    Of the model's generation config only the stop tokens are kept: what is sampled from is what ``Sampling`` says.
 
     Raises:
         ValueError: the weights cannot be read.
@@ -99,9 +109,26 @@ def load_base(path: str, dtype: Dtype, attn_implementation: str | None) -> PreTr
             model = AutoModelForCausalLM.from_pretrained(
                 resolve_path(path), dtype=getattr(torch, dtype), attn_implementation=attn_implementation
             )
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise _unavailable(path, "weights", error) from error
+    except (ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"model: expected settings that transformers can load {path!r} with; got: {reason}") from error
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=None if own is None else own.eos_token_id)
     return model.requires_grad_(False).eval()
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute each layer's activations in the backward pass; dropout stays off.
+
+    transformers checkpoints a layer only while its own ``training`` flag is set, so that flag alone is set, not those
+    of the modules inside.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
 def shape_of_base(path: str) -> PreTrainedModel:

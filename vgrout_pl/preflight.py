@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from vgrout_pl.policy import context_length, load_config, shape_of_base
 from vgrout_pl.routers import Router
@@ -77,12 +78,13 @@ def preflight(trainer: Trainer, module: GRPOModule) -> None:
 
 def _check_trainer(trainer: Trainer) -> None:
     precision = str(trainer.precision)
-    if precision in ("bf16-true", "16-true"):
+    if precision not in ("32-true", "bf16-mixed"):
         raise ValueError(
-            f"trainer.precision: expected 32-true or bf16-mixed; got {precision}, which would round the adapter too; "
-            "set model.dtype: bfloat16 for a bfloat16 base with a float32 adapter"
+            f"trainer.precision: expected 32-true or bf16-mixed, which keep the adapter in float32; got {precision}; "
+            "set model.dtype: bfloat16 for a bfloat16 base"
         )
-    if trainer.max_steps is None or trainer.max_steps < 1:
+    fitting = trainer.state.fn == TrainerFn.FITTING
+    if fitting and (trainer.max_steps is None or trainer.max_steps < 1):
         raise ValueError(
             f"trainer.max_steps: expected the number of optimizer steps of the run; got {trainer.max_steps}; set it"
         )

@@ -119,7 +119,7 @@ def generate(
         eos_token_id=stops,
         pad_token_id=tokenizer.pad_token_id,
     )
-    was_training = policy.training
+    training = [module for module in policy.modules() if module.training]
     policy.eval()
     try:
         with ExitStack() as stack:
@@ -133,7 +133,8 @@ def generate(
                 input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=config
             )
     finally:
-        policy.train(was_training)
+        for module in training:
+            module.training = True
     completion_ids = sequences[:, prompt_ids.shape[1] :]
     return completion_ids, completion_mask(completion_ids, stops)
 

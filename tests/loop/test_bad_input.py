@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.loop.conftest import command
+
 WORDS = {
     "unknown router": (["--router=vgrout_pl.routers.Nope"], "router: expected", "vgrout_pl.routers.Oracle"),
     "router without a path": (["--router=Nope"], "router: expected", "Nope"),
@@ -32,6 +34,15 @@ WORDS = {
     "no steps": (["--trainer.max_steps=0"], "trainer.max_steps: expected", "0"),
     "temperature": (["--model.sampling.temperature=0"], "temperature: expected", "0"),
     "ablated share": (["--model.deploy_sample_fraction=0.3"], "deploy_sample_fraction: expected", "0.3"),
+    "precision": (["--trainer.precision=64-true"], "trainer.precision: expected", "64-true"),
+    "too many pairs": (["--adapter.n_pairs=1000"], "adapter.n_pairs", "1000"),
+    "pairs of no mode": (["--adapter.pair_modes=[telepathy]"], "adapter.pair_modes", "telepathy"),
+    "no batch": (["--data.eval_batch_size=0"], "data.eval_batch_size: expected", "0"),
+    "no test problems": (["--data.test_size=-1"], "data.test_size: expected", "-1"),
+    "no grader": (["--model.grader_workers=0"], "model.grader_workers: expected", "0"),
+    "betas": (["--model.optimization.betas=[2,3]"], "betas: expected", "2"),
+    "not a checkpoint": (["--ckpt_path=README.md"], "ckpt_path: expected", "README.md"),
+    "only a novel marker is too long": (["--data.max_prompt_tokens=47"], "max_prompt_tokens: expected", "47"),
     "states": (["--ablation.states=[as_trained]"], "ablation.states: expected", "as_trained"),
 }
 
@@ -91,11 +102,45 @@ def test_a_malformed_data_file_names_file_line_and_field(refusal, tmp_path):
     assert "1" in line
 
 
-def test_the_4b_recipe_parses_and_says_in_one_line_that_the_weights_are_not_here(fit, capsys, tmp_path):
+def test_the_4b_recipe_parses_and_says_in_one_line_that_data_or_weights_are_not_here(fit, capsys, tmp_path):
+    def refused(*args):
+        with pytest.raises(SystemExit):
+            fit(*args, config="configs/qwen3_4b.yaml")
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        return line
+
+    assert "data/leetcode/leetcode_train_medhard.jsonl" in refused()
+    text = "Write f. It should be a method of the class Solution called f and should pass all tests."
+    for name, ids in (("train", range(8)), ("held_out", range(100, 140))):
+        rows = [
+            {
+                "id": i,
+                "prompt": [{"role": "user", "content": text}],
+                "gt_answer": ["assert Solution().f(1) == 1"],
+                "setup_code": "",
+                "func_name": "f",
+                "canonical_solution": "class Solution:\n    def f(self, x):\n        return x",
+                "difficulty": "easy",
+            }
+            for i in ids
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = refused(
+        f"--data.problems={tmp_path}/train.jsonl",
+        f"--data.eval_problems={tmp_path}/held_out.jsonl",
+        "--data.validation_size=8",
+    )
+    assert "model.path: expected" in line
+    assert "Qwen/Qwen3-4B" in line
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test"])
+def test_an_untrained_adapter_is_never_evaluated_as_a_run(capsys, tmp_path, monkeypatch, subcommand):
+    monkeypatch.setattr("sys.argv", ["cli.py"])
     with pytest.raises(SystemExit):
-        fit(config="configs/qwen3_4b.yaml")
+        command(subcommand, config="configs/demo.yaml", root=tmp_path)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert "model.path: expected" in line or "data.problems" in line or "leetcode" in line
+    assert "ckpt_path: expected a checkpoint" in line
 
 
 def test_a_finished_and_an_unfinished_run_are_not_written_over(refusal, tmp_path):

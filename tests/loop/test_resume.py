@@ -1,6 +1,7 @@
 """A run that is killed goes on from its checkpoint and ends as if nothing had happened."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -11,15 +12,17 @@ from pathlib import Path
 import pytest
 
 from tests.loop.conftest import SMALL
+from vgrout_pl.callbacks.jsonl import append_records, drop_from_step
 from vgrout_pl.report import Results
 
 STEPS = ("--trainer.max_steps=6", "--checkpoint.every_n_train_steps=2", "--trainer.val_check_interval=6")
 PATIENCE = 240
 
 
-def killed_run(root: Path, until) -> None:
-    """Start a run in a process of its own and SIGKILL it as soon as ``until(run directory)`` holds."""
-    command = [sys.executable, "cli.py", "fit", "--config", "configs/demo.yaml", *SMALL, *STEPS]
+def killed_run(root: Path, until, *options: str, resume: bool = False) -> None:
+    """Start or resume a run in a process of its own and SIGKILL it as soon as ``until(run directory)`` holds."""
+    command = [sys.executable, "cli.py", "fit", "--config", "configs/demo.yaml", *SMALL, *options]
+    command += ["--ckpt_path=last"] if resume else []
     run = root / "absorb-scorda" / "seed0"
     process = subprocess.Popen([*command, f"--trainer.default_root_dir={root}"], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + PATIENCE
@@ -45,14 +48,22 @@ def metrics_of(run: Path) -> list[dict[str, str]]:
     return [{key: value for key, value in sorted(row.items()) if key != "step_time"} for row in rows]
 
 
-@pytest.mark.parametrize("rows", [4 * 16, 5 * 16], ids=["between checkpoints", "a step further"])
-def test_a_run_killed_between_checkpoints_resumes_and_finishes_bit_for_bit(fit, tmp_path, rows):
-    whole = fit(*STEPS, root=tmp_path / "whole") / "absorb-scorda" / "seed0"
-    killed_run(tmp_path / "killed", lambda run: rollouts_of(run) >= rows)
+@pytest.mark.parametrize(
+    ("micro_batches", "kills"), [(1, [5 * 16]), (2, [3 * 16, 5 * 16])], ids=["once", "twice, with micro-batches"]
+)
+def test_a_run_killed_between_checkpoints_resumes_and_finishes_bit_for_bit(fit, tmp_path, micro_batches, kills):
+    options = (
+        *STEPS,
+        f"--trainer.accumulate_grad_batches={micro_batches}",
+        f"--trainer.val_check_interval={6 * micro_batches}",
+    )
+    whole = fit(*options, root=tmp_path / "whole") / "absorb-scorda" / "seed0"
     run = tmp_path / "killed" / "absorb-scorda" / "seed0"
-    assert list((run / "checkpoints").glob("last*.ckpt"))
-    assert not (run / "eval.json").exists()
-    fit(*STEPS, "--ckpt_path=last", root=tmp_path / "killed")
+    for kill, rows in enumerate(kills):
+        killed_run(tmp_path / "killed", lambda run, rows=rows: rollouts_of(run) >= rows, *options, resume=kill > 0)
+        assert list((run / "checkpoints").glob("last*.ckpt"))
+        assert not (run / "eval.json").exists()
+    fit(*options, "--ckpt_path=last", root=tmp_path / "killed")
     assert (run / "report.md").exists()
     assert (run / "rollouts.jsonl").read_bytes() == (whole / "rollouts.jsonl").read_bytes()
     assert metrics_of(run) == metrics_of(whole)
@@ -72,6 +83,16 @@ def test_a_run_killed_in_its_final_evaluation_is_evaluated_on_resume(fit, tmp_pa
     fit(*STEPS, "--ckpt_path=last", root=root)
     assert Results.load(run / "eval.json").cells == before
     assert (run / "report.md").exists()
+
+
+def test_records_of_earlier_steps_survive_a_resume_whatever_their_text(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    kept = [{"step": 0, "text": "a\u2028b\u0085c"}, {"step": 1, "text": "\u2029"}]
+    append_records(path, [*kept, {"step": 2, "text": ""}])
+    with path.open("a") as file:
+        file.write('{"step": 2, "te')
+    drop_from_step(path, 2)
+    assert [json.loads(line) for line in path.read_text().split("\n")[:-1]] == kept
 
 
 def test_last_without_a_checkpoint_starts_from_the_beginning(fit, tmp_path):

@@ -44,7 +44,6 @@ def test_a_run_directory_holds_everything_that_was_promised(fit):
     for row in steps:
         assert 0 <= float(row["hack/rate"]) <= 1
         assert float(row["route/absorb_fraction"]) == 1
-        assert (row["loss"] == "nan") == (float(row["frac_reward_zero_std"]) == 1), "a value of another step was kept"
     assert all(float(row["grad_norm"]) > 0 for row in steps), "this run trains on nothing: choose another window"
     assert all(0 < float(row["quarantine/grad_share"]) < 1 for row in steps)
     assert any(row["val/deployed/hack"] for row in rows)

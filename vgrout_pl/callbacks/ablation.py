@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from vgrout_pl.callbacks.counts import GradeCounts
 from vgrout_pl.evaluation import StateChooser
@@ -58,7 +58,7 @@ class DeployAblation(StateChooser, Callback):
         """Count one batch of a cell, per grading mode."""
         _, router = roles(trainer)
         recorded = dict(outputs)
-        if router.ships_quarantine:
+        if router.ships_quarantine and "as_trained" in outputs:
             recorded["deployed"] = outputs["as_trained"]
         for state in (s for s in self.states if s in recorded):
             by_mode: dict[str, list] = {}
@@ -71,6 +71,9 @@ class DeployAblation(StateChooser, Callback):
         """Write ``eval.json`` into the run directory and print the table with one honest sentence."""
         cells = []
         for (state, problems, markers, mode), count in self._counts.gathered().items():
+            if not count["n"]:
+                rank_zero_warn(f"the grader could not judge a single answer of {state}, {problems}, {markers}, {mode}")
+                continue
             cells.append(
                 CellResult.from_counts(
                     state=state,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +36,7 @@ class RoutedAdapter(Callback):
         init_seed: seed of its random part; None: the run's seed.
         deployed_scale: factor on the deployed block's init.
         quarantine_scale: factor on the quarantine's init.
-        signed_directions: seeded directions of the signed inits.
+        signed_directions: seeded directions of the signed inits, one a loophole mode of the pairs.
         narrow: modules with fewer than 2 r directions: refuse, cap the rank there, or leave them without adapter.
         target_modules: PEFT's syntax; None: attention and MLP projections.
         pairs: where the contrastive pairs come from: ``organism``.
@@ -100,17 +101,31 @@ class RoutedAdapter(Callback):
             ValueError: the adapter does not fit the model, or the checkpoint holds another adapter.
         """
         policy = attach_routed_adapter(shapes, self.config, initialise=False)
+        self.contrastive_pairs()
         if checkpoint is not None:
-            state = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)["state_dict"]
+            try:
+                state = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True)["state_dict"]
+            except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, OSError) as error:
+                raise ValueError(
+                    f"ckpt_path: expected a checkpoint of this package; could not read {checkpoint} "
+                    f"({type(error).__name__}); give another, or start anew"
+                ) from error
             check_adapter_state(policy, state, prefix="policy.")
 
     def contrastive_pairs(self) -> list[ContrastivePair]:
-        """The pairs that calibrate the init: empty where it needs none."""
+        """The pairs that calibrate the init: empty where it needs none.
+
+        Raises:
+            ValueError: there are too few, or their modes have no loophole.
+        """
         if not self.calibrated:
             return []
         from vgrout_pl import organism
 
-        return organism.pairs(modes=self._modes, n=self.n_pairs, seed=0)
+        try:
+            return organism.pairs(modes=self._modes, n=self.n_pairs, seed=0)
+        except ValueError as error:
+            raise ValueError(f"adapter.n_pairs, adapter.pair_modes: {error}") from error
 
     def attach(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, restoring: bool) -> PeftModel:
         """Calibrate where the init needs it, and attach; ``restoring`` leaves the blocks to a checkpoint."""
@@ -122,7 +137,10 @@ class RoutedAdapter(Callback):
         """Completion-mean input activations of every target module, hack minus clean side of each pair."""
         pairs = self.contrastive_pairs()
         hack, clean = (pair_batches(tokenizer, pairs, side, self.calibration_batch_size) for side in ("hack", "clean"))
-        return collect_calibration(base, hack, clean, self.config, provenance={"pairs_hash": pairs_hash(pairs)})
+        kinds = sorted({pair.tags[0] for pair in pairs})
+        groups = [kinds.index(pair.tags[0]) for pair in pairs] if self.config.signed_directions > 1 else None
+        provenance = {"pairs_hash": pairs_hash(pairs)}
+        return collect_calibration(base, hack, clean, self.config, groups=groups, provenance=provenance)
 
     def provenance(self) -> dict[str, object]:
         """Facts for the run's record: rank, init, scales and the hash of the pairs (None: no pairs used)."""

@@ -17,15 +17,16 @@ def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def drop_from_step(path: Path, step: int) -> None:
-    """Keep the records of earlier steps only: what a resumed run will write again goes, a torn last line too."""
+    """Keep the records of earlier steps only: what a resumed run will write again goes, a torn last line too.
+
+    Raises:
+        ValueError: a line before the last is no record.
+    """
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if record["step"] < step:
-            kept.append(line)
+    *lines, _torn = path.read_text(encoding="utf-8").split("\n")
+    for line in lines:
+        if json.loads(line)["step"] < step:
+            kept.append(line + "\n")
     write_atomically(path, "".join(kept))

@@ -65,5 +65,6 @@ class RolloutLog(WindowObserver, Callback):
                 "channel": grade.channel,
                 "hacked": grade.hacked,
                 "mechanism": grade.mechanism,
+                "error": grade.error,
             },
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from vgrout_pl.callbacks.counts import GradeCounts
 from vgrout_pl.evaluation import StateChooser
@@ -44,6 +45,9 @@ class PeriodicValidation(StateChooser, Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the rates over all processes."""
         for state, count in self._counts.gathered().items():
+            if not count["n"]:
+                rank_zero_warn(f"validation: the grader could not judge a single answer of {state}; nothing is logged")
+                continue
             for event in ("hack", "solve", "format"):
                 rate = count[event] / count["n"]
                 pl_module.log(f"val/{state}/{event}", rate, batch_size=count["n"], rank_zero_only=True)

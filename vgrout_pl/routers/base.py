@@ -54,11 +54,12 @@ class Router(Callback):
         Raises:
             ValueError: the answer has the wrong shape or unknown values.
         """
-        routes = self.route(rollouts, labels if self.sees_labels else None)
+        routes = self.route(rollouts, labels if self.sees_labels else None).cpu()
         known = [int(route) for route in Route]
-        if routes.shape != (len(rollouts),) or not bool(torch.isin(routes, torch.tensor(known)).all()):
+        whole = routes.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
+        if not whole or routes.shape != (len(rollouts),) or not bool(torch.isin(routes, torch.tensor(known)).all()):
             raise ValueError(
                 f"{type(self).__name__}.route: expected {len(rollouts)} routes out of {known}; got shape "
-                f"{tuple(routes.shape)} with values {sorted(set(routes.flatten().tolist()))[:8]}"
+                f"{tuple(routes.shape)} of {routes.dtype} with values {sorted(set(routes.flatten().tolist()))[:8]}"
             )
         return routes.to(rollouts.completion_ids.device)

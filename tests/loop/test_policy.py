@@ -1,0 +1,70 @@
+"""The policy samples what the configuration says, and scores without noise."""
+
+import shutil
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from vgrout_pl import organism
+from vgrout_pl.adapters import RoutedLoraConfig, attach_routed_adapter
+from vgrout_pl.policy import checkpoint_activations, load_base, load_tokenizer, score_completions
+from vgrout_pl.rollout import Sampling, completion_mask, encode_prompts, generate
+
+PROBLEMS = organism.problems("train", mode="run_tests")[:2]
+
+
+def sampled(path, policy=None):
+    tokenizer = load_tokenizer(str(path))
+    if policy is None:
+        policy = attach_routed_adapter(load_base(str(path), "float32", None), RoutedLoraConfig(r=2))
+    _, ids, mask = encode_prompts(tokenizer, PROBLEMS, 128)
+    return generate(policy, tokenizer, ids, mask, Sampling(16, 1.0, 1.0, 0), ("test",))
+
+
+def test_a_models_own_sampling_preferences_do_not_reach_the_rollouts(tmp_path):
+    opinionated = tmp_path / "model"
+    shutil.copytree(organism.CHECKPOINT, opinionated)
+    config = GenerationConfig.from_pretrained(opinionated)
+    config.update(repetition_penalty=1.8, min_p=0.9, top_k=1, do_sample=True)
+    config.save_pretrained(opinionated)
+    assert load_base(str(opinionated), "float32", None).generation_config.repetition_penalty in (None, 1.0)
+    for ours, plain in zip(sampled(opinionated), sampled(organism.CHECKPOINT), strict=True):
+        assert torch.equal(ours, plain)
+
+
+def noisy_policy(tmp_path):
+    config = AutoConfig.from_pretrained(organism.CHECKPOINT)
+    config.attention_dropout = 0.5
+    AutoModelForCausalLM.from_pretrained(organism.CHECKPOINT, config=config).save_pretrained(tmp_path)
+    policy = attach_routed_adapter(load_base(str(tmp_path), "float32", None), RoutedLoraConfig(r=2))
+    policy.eval()
+    return policy
+
+
+def scores(policy):
+    tokenizer = load_tokenizer("organism")
+    _, ids, mask = encode_prompts(tokenizer, PROBLEMS, 128)
+    completion = ids[:, :9]
+    return score_completions(policy, ids, mask, completion, torch.ones_like(completion))[0]
+
+
+def test_scoring_stays_free_of_dropout_after_generating_and_while_checkpointing(tmp_path):
+    policy = noisy_policy(tmp_path)
+    before = scores(policy)
+    sampled(organism.CHECKPOINT, policy)
+    assert torch.equal(scores(policy), before)
+    checkpoint_activations(policy.get_base_model())
+    sampled(organism.CHECKPOINT, policy)
+    calls = []
+    layer = policy.get_base_model().get_decoder().layers[0]
+    layer.self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
+    logprobs = scores(policy)
+    torch.testing.assert_close(logprobs, before)
+    logprobs.sum().backward()
+    assert len(calls) == 2, "the backward pass is expected to run the checkpointed layer once more"
+
+
+def test_the_mask_of_a_completion_ends_with_its_first_stop_token():
+    ids = torch.tensor([[5, 1, 1, 1], [5, 6, 7, 8], [2, 9, 1, 0]])
+    expected = [[True, True, False, False], [True] * 4, [True, False, False, False]]
+    assert completion_mask(ids, [1, 2]).tolist() == expected
