@@ -35,6 +35,7 @@ def provenance(trainer: Trainer, module: GRPOModule) -> dict[str, object]:
         "labels_used": str(router.labels_used),
         "modes": list(data.modes),
         "world_size": trainer.world_size,
+        "grader_isolation": module.grader.isolation["tier"],
         "versions": {"vgrout_pl": __version__, "python": platform.python_version()}
         | {name: version(name) for name in PACKAGES},
     }

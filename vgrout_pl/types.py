@@ -58,6 +58,7 @@ class Rollouts:
         group_size: G.
         problem_ids: N ids.
         modes: N grading modes, as disclosed in the prompts.
+        markers: N names or phrases that the prompts disclose, None where the mode has none.
         prompts: N prompt texts.
         completions: N completion texts.
         prompt_ids: [N, S] left-padded.
@@ -76,6 +77,7 @@ class Rollouts:
     group_size: int
     problem_ids: list[str]
     modes: list[str]
+    markers: list[str | None]
     prompts: list[str]
     completions: list[str]
     prompt_ids: Tensor

@@ -42,6 +42,7 @@ def sample_window(module: GRPOModule, window: Window) -> tuple[Rollouts, list[Pr
         group_size=size,
         problem_ids=[str(problem.id) for problem in problems],
         modes=[problem.mode for problem in problems],
+        markers=[problem.lever for problem in problems],
         prompts=[text for text in texts for _ in range(size)],
         completions=decode(module.tokenizer, completion_ids, completion_mask),
         prompt_ids=prompt_ids,

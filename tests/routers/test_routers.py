@@ -15,6 +15,7 @@ def window(n=4):
         group_size=2,
         problem_ids=[str(i) for i in range(n)],
         modes=["run_tests"] * n,
+        markers=["run_tests"] * n,
         prompts=[""] * n,
         completions=[""] * n,
         prompt_ids=torch.zeros(n, 3, dtype=torch.long),

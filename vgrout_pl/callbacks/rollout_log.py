@@ -51,6 +51,7 @@ class RolloutLog(WindowObserver, Callback):
             "group": row // rollouts.group_size,
             "problem": rollouts.problem_ids[row],
             "mode": rollouts.modes[row],
+            "marker": rollouts.markers[row],
             "ablated": bool(rollouts.ablated[row]),
             "prompt": rollouts.prompts[row],
             "completion": rollouts.completions[row],
