@@ -18,12 +18,13 @@ CLIP, BETA = 0.2, 0.05
 
 
 class Mixed(Router):
-    """Every route in every group, whatever the rollout."""
+    """Every route in every group, and each of them on rows sampled ablated too (two groups of 8)."""
 
     name = "mixed"
 
     def route(self, rollouts, labels):
-        return torch.arange(len(rollouts)) % 4
+        row = torch.arange(len(rollouts))
+        return (row + 2 * (row // rollouts.group_size)) % 4
 
 
 class PlantedRewards(GRPOModule):
@@ -135,7 +136,8 @@ def test_the_gradient_of_a_step_equals_the_row_by_row_one(monkeypatch, tmp_path,
     if checkpointing:
         module.policy.get_base_model().gradient_checkpointing_disable()
     rollouts = stop.rollouts
-    assert set(rollouts.routes.tolist()) == {int(route) for route in Route}
+    for ablated_sampling in (True, False):
+        assert set(rollouts.routes[rollouts.ablated == ablated_sampling].tolist()) == {int(route) for route in Route}
     assert rollouts.ablated.any() and not rollouts.ablated.all()
     expected = reference_gradients(module, rollouts)
     for name, gradient in stop.gradients.items():
