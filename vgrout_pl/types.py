@@ -66,10 +66,12 @@ class Rollouts:
         completion_ids: [N, T] right-padded.
         completion_mask: bool [N, T], the end-of-turn token included.
         ablated: bool [N], rows sampled with the quarantine ablated.
+        truncated: bool [N], rows that reached the longest completion without an end-of-turn token.
         rewards: [N].
         advantages: [N].
         routes: int [N], values of ``Route``.
-        old_logprobs: [N, T] under each row's own sampling state.
+        old_logprobs: [N, T] under each row's own sampling state, at the start of the window.
+        start_logprobs: [N, T] in the state each row trains in, at the start of the window; None in its first update.
         reference_logprobs: [N, T] under the policy without its adapter, or None.
     """
 
@@ -85,10 +87,12 @@ class Rollouts:
     completion_ids: Tensor
     completion_mask: Tensor
     ablated: Tensor
+    truncated: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))
     routes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     old_logprobs: Tensor | None = None
+    start_logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
 
     def __len__(self) -> int:
