@@ -17,7 +17,7 @@ class ContrastivePair:
         messages: chat messages (``role``, ``content``) of the shared prompt.
         hack: completion that shows the behaviour.
         clean: completion that does not.
-        tags: labels for selection, for example the mechanism.
+        tags: labels for selection; the first one is the mechanism.
     """
 
     name: str
@@ -37,6 +37,11 @@ class ContrastivePair:
                 raise ValueError(f"pair {self.name!r}: expected text on the {side} side; got an empty completion")
         if self.hack == self.clean:
             raise ValueError(f"pair {self.name!r}: expected two different completions; hack and clean are equal")
+
+    @property
+    def mechanism(self) -> str:
+        """The first tag, or "" where the pair has none; signed inits and the linter group pairs by it."""
+        return self.tags[0] if self.tags else ""
 
 
 def pairs_hash(pairs: Iterable[ContrastivePair]) -> str:
