@@ -141,6 +141,22 @@ def test_the_divergence_has_its_own_weight_and_the_same_normalisation():
         assert result.kl.item() == pytest.approx(4 * k3, rel=1e-5)
 
 
+def test_an_unbiased_divergence_has_the_gradient_of_the_divergence_over_the_whole_vocabulary():
+    logits = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64, requires_grad=True)
+    other = torch.tensor([0.5, 0.2, -0.4], dtype=torch.float64).log_softmax(0)
+    policy = logits.log_softmax(0)
+    (expected,) = torch.autograd.grad((policy.exp() * (policy - other)).sum(), logits, retain_graph=True)
+    for unbiased in (True, False):
+        total = torch.zeros_like(expected)
+        for word, probability in enumerate(policy.exp().tolist()):
+            rows, _ = window([[1.0]], advantages=[0.0], reference=other[word].view(1, 1))
+            rows.start_logprobs = None
+            objective = Objective(beta=1.0, unbiased_kl=unbiased)
+            loss = loss_of(objective, rows, policy[word].view(1, 1), 1).loss
+            total += probability * torch.autograd.grad(loss, logits, retain_graph=True)[0]
+        assert torch.allclose(total, expected, atol=1e-6) == unbiased
+
+
 def test_a_measured_divergence_of_weight_zero_leaves_loss_and_gradient_alone():
     rows, logprobs = window(RATIOS, advantages=[0.0, 0.0], mask=MASK, reference=torch.full((2, 3), -3.0))
     result = loss_of(Objective(beta=0.0), rows, logprobs)

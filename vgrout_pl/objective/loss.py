@@ -100,9 +100,11 @@ def grpo_loss(
     loss, kl = policy, None
     beta = objective.beta_at(rows.step)
     if rows.reference_logprobs is not None:
-        k3 = k3_divergence(logprobs if beta else logprobs.detach(), clean(rows.reference_logprobs))
+        k3 = k3_divergence(logprobs, clean(rows.reference_logprobs))
+        if objective.unbiased_kl:
+            k3 = k3 * torch.exp(log_ratio)
         kl = masked_sum(k3, mask).detach()
-        loss = loss + beta * masked_sum(k3 * shares, mask)
+        loss = loss + beta * masked_sum(k3 * shares, mask) if beta else loss
     assert kl is not None or not beta, "a divergence in the loss needs reference_logprobs"
     if objective.entropy_bonus:
         assert entropy is not None and (entropy.requires_grad or not logprobs.requires_grad), "entropy with gradient"

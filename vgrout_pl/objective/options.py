@@ -39,6 +39,8 @@ class Objective:
         beta: weight of the k3 divergence to the policy without its adapter; at the first step, where it has an end.
         beta_end: its weight after beta_steps steps, reached linearly; null: constant.
         beta_steps: steps from beta to beta_end.
+        unbiased_kl: multiply k3 by the ratio that the surrogate clips, unclipped and with its gradient, so that its
+            mean gradient is the divergence's own (TRL's use_bias_correction_kl; Liu et al. 2025, DeepSeek-V3.2).
         kl_every: measure the divergence at every n-th step even where its weight is 0; 0: only where it is not.
         kl_constant_groups: rows without reward differences to compare keep their k3 (and entropy) term.
         entropy_bonus: weight of the mean entropy of the step's tokens (nats), which the loss rewards.
@@ -57,6 +59,7 @@ class Objective:
     beta: float = 1e-3
     beta_end: float | None = None
     beta_steps: int = 0
+    unbiased_kl: bool = False
     kl_every: int = 0
     kl_constant_groups: bool = False
     entropy_bonus: float = 0.0
