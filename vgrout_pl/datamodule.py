@@ -31,11 +31,12 @@ class WindowLoader:
         return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
     def __iter__(self) -> Iterator[Window]:
-        trainer = self.trainer
-        for step in range(trainer.global_step, trainer.max_steps):
-            problems = self.data.window(step, trainer.global_rank, trainer.world_size)
-            for micro in range(trainer.accumulate_grad_batches):
-                yield Window(step, micro, trainer.accumulate_grad_batches, problems)
+        trainer, updates = self.trainer, updates_of(self.trainer)
+        for step in range(trainer.global_step, trainer.max_steps, updates):
+            problems = self.data.window(step // updates, trainer.global_rank, trainer.world_size)
+            for update in range(updates):
+                for micro in range(trainer.accumulate_grad_batches):
+                    yield Window(step, micro, trainer.accumulate_grad_batches, problems, update, updates)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing to keep: the trainer's step says where to go on."""
@@ -43,6 +44,11 @@ class WindowLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+def updates_of(trainer: L.Trainer) -> int:
+    """Optimizer steps that the trainer's module makes on one window."""
+    return int(getattr(trainer.lightning_module, "updates_per_window", 1))
 
 
 class EvalLoader:
@@ -175,24 +181,24 @@ class ProblemDataModule(L.LightningDataModule):
 
     # ---------------------------------------------------------------- training windows
 
-    def window(self, step: int, rank: int = 0, world_size: int = 1) -> list[Problem]:
-        """Problems that one process shows at a step, hints drawn."""
+    def window(self, index: int, rank: int = 0, world_size: int = 1) -> list[Problem]:
+        """Problems that one process shows in a window, hints drawn."""
         train, size = self.splits["train"], self.prompts_per_step
         picked = []
-        for position in range(step * size, (step + 1) * size):
+        for position in range(index * size, (index + 1) * size):
             epoch, offset = divmod(position, len(train))
             order = random.Random(derived_seed("order", self.seed, epoch)).sample(range(len(train)), len(train))
             picked.append(train[order[offset]])
         share = size // world_size
-        return [self.shown(problem, step) for problem in picked[rank * share : (rank + 1) * share]]
+        return [self.shown(problem, index) for problem in picked[rank * share : (rank + 1) * share]]
 
-    def shown(self, problem: Problem, step: int) -> Problem:
+    def shown(self, problem: Problem, window: int) -> Problem:
         """Draw hint-free or hinted, the mode and the marker for one showing of a training problem."""
-        key = (self.seed, step, problem.id)
+        key = (self.seed, window, problem.id)
         if derived_uniform("hint-free", *key) < self.hint_free_share:
             return problem.with_mode("gt_only")
         mode = self.modes[derived_seed("mode", *key) % len(self.modes)]
-        marker = training_marker(problem.id, mode, f"{self.seed}/{step}", self.original_marker_share)
+        marker = training_marker(problem.id, mode, f"{self.seed}/{window}", self.original_marker_share)
         return problem.with_mode(mode, marker)
 
     def train_dataloader(self) -> WindowLoader:

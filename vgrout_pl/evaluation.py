@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import torch
 from lightning.pytorch import Trainer
 from peft import PeftModel
 
 from vgrout_pl.adapters import ablated, quarantine_only, reference_policy
 from vgrout_pl.env import Grade
+from vgrout_pl.generation import generate
 from vgrout_pl.preflight import callbacks_of, data_of, roles
-from vgrout_pl.rollout import decode, encode_prompts, generate, grade
+from vgrout_pl.rollout import Grading, decode, encode_prompts
 from vgrout_pl.types import EvalBatch
 
 if TYPE_CHECKING:
@@ -68,9 +70,12 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
     _, ids, mask = encode_prompts(module.tokenizer, batch.problems, data.max_prompt_tokens)
     ids, mask = ids.to(module.device), mask.to(module.device)
     seed = ("evaluation", data.seed, batch.problems_from, batch.markers, batch.index)
-    grades = {}
-    for state in states:
-        with STATES[state](module.policy):
-            tokens, kept = generate(module.policy, module.tokenizer, ids, mask, module.sampling, seed)
-        grades[state] = grade(module.grader, decode(module.tokenizer, tokens, kept), batch.problems)
-    return grades
+    rows = torch.arange(len(batch.problems))
+    with ExitStack() as open_gradings:
+        gradings: dict[str, Grading] = {}
+        for state in states:
+            gradings[state] = grading = open_gradings.enter_context(Grading(module.grader, batch.problems))
+            with STATES[state](module.policy):
+                tokens, kept = generate(module.policy, module.tokenizer, ids, mask, rows, module.sampling, seed)
+            grading.add(rows.tolist(), decode(module.tokenizer, tokens, kept))
+        return {state: grading.result() for state, grading in gradings.items()}

@@ -17,23 +17,24 @@ from vgrout_pl.adapters import (
     block_delta_norms,
     block_gradient_norms,
     check_adapter_state,
-    clear_routes,
     is_adapter_key,
     quarantine_share,
-    set_routes,
 )
 from vgrout_pl.env import Grade, Grader
 from vgrout_pl.evaluation import chosen_states, evaluate
-from vgrout_pl.functional import constant_groups, group_advantages
 from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.metrics import WindowMetrics, window_statistics
 from vgrout_pl.objective import Objective, grpo_loss, loss_statistics
 from vgrout_pl.optim import Optimization, build_optimizer
 from vgrout_pl.policy import Dtype, check_head, checkpoint_activations, load_base, load_tokenizer
 from vgrout_pl.preflight import callbacks_of, preflight, roles
-from vgrout_pl.rollout import Sampling, grade, rewards_of
+from vgrout_pl.sampling import Sampling
+from vgrout_pl.timing import PhaseTimer
 from vgrout_pl.types import EvalBatch, Labels, Rollouts, Window, WindowObserver
-from vgrout_pl.window import sample_window, score_other_states, score_rows, trimmed
+from vgrout_pl.window import TrainingWindow, collect, score_rows, training_states, trimmed
+
+TIMED = ("generate", "grade", "route", "score", "forward", "backward")
+"""Phases of a step whose wall seconds are logged."""
 
 
 class GRPOModule(L.LightningModule):
@@ -41,8 +42,8 @@ class GRPOModule(L.LightningModule):
 
     The first micro-batch of a window samples, grades and routes the whole window
     (:meth:`on_after_batch_transfer`); :meth:`training_step` then works through its rows in
-    ``trainer.accumulate_grad_batches`` micro-batches. Who decides the routes (a ``Router``) and how the adapter is
-    made (a ``RoutedAdapter``) are callbacks.
+    ``trainer.accumulate_grad_batches`` micro-batches, ``updates_per_window`` times. Who decides the routes (a
+    ``Router``) and how the adapter is made (a ``RoutedAdapter``) are callbacks.
 
     Args:
         path: ``organism``, a directory written by ``save_pretrained``, or a hub id.
@@ -51,10 +52,14 @@ class GRPOModule(L.LightningModule):
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         group_size: completions a prompt (G).
         deploy_sample_fraction: share of each group that is sampled with the quarantine ablated.
+        updates_per_window: optimizer steps on one window (mu); from the second on, ratios are to the log-probabilities
+            at the window's start.
         sampling: how completions are drawn.
         objective: the GRPO objective.
         optimization: optimiser and schedule.
         grader_workers: processes that grade answers.
+        logprobs_at_temperature: take log-probabilities at the sampling temperature rather than at 1.
+        share_prompts: run training passes over a prompt once for all rows that share it and their state.
         score_chunk_tokens: positions of one chunk of the language-model head.
     """
 
@@ -69,26 +74,39 @@ class GRPOModule(L.LightningModule):
         gradient_checkpointing: bool = False,
         group_size: int = 8,
         deploy_sample_fraction: float = 0.25,
+        updates_per_window: int = 1,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         objective: Objective = Objective(),  # noqa: B008 - frozen
         optimization: Optimization = Optimization(),  # noqa: B008 - frozen
         grader_workers: int = 2,
-        score_chunk_tokens: int = 2048,
+        logprobs_at_temperature: bool = False,
+        share_prompts: bool = True,
+        score_chunk_tokens: int = 512,
     ):
         super().__init__()
-        for name, value in (("grader_workers", grader_workers), ("score_chunk_tokens", score_chunk_tokens)):
+        counts = {
+            "grader_workers": grader_workers,
+            "score_chunk_tokens": score_chunk_tokens,
+            "updates_per_window": updates_per_window,
+        }
+        for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"model.{name}: expected at least 1; got {value}")
         self.path, self.dtype_name, self.attn_implementation = path, dtype, attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
         self.group_size, self.deploy_sample_fraction = group_size, deploy_sample_fraction
         self.sampling, self.objective, self.optimization = sampling, objective, optimization
+        if logprobs_at_temperature and sampling.temperature == 0:
+            raise ValueError("model.logprobs_at_temperature: expected a temperature above 0; got 0; raise it")
         self.grader_workers, self.score_chunk_tokens = grader_workers, score_chunk_tokens
+        self.updates_per_window, self.share_prompts = updates_per_window, share_prompts
+        self.logprobs_at_temperature = logprobs_at_temperature
+        self.timer = PhaseTimer()
         self.metrics = WindowMetrics()
         self.strict_loading = False
         self._grader: Grader | None = None
-        self._window: tuple[Rollouts, Tensor]
-        self._window_started = 0.0
+        self._window: TrainingWindow
+        self._step_started = 0.0
         self.step_metrics: dict[str, float] = {}
         self.trained_steps = 0
 
@@ -110,7 +128,7 @@ class GRPOModule(L.LightningModule):
         self.policy = adapter.attach(base, self.tokenizer, restoring=self.trainer.ckpt_path is not None)
         self.policy.eval()
         if self.gradient_checkpointing:
-            checkpoint_activations(base)
+            checkpoint_activations(self.policy)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW toward init, warm-up and cosine over the whole run."""
@@ -156,32 +174,19 @@ class GRPOModule(L.LightningModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Turn the first micro-batch of a window into rollouts."""
-        if isinstance(batch, Window) and batch.micro == 0:
-            self._window_started = time.perf_counter()
-            with self.trainer.precision_plugin.forward_context():
-                self._window = self.collect(batch)
+        if isinstance(batch, Window):
+            if batch.micro == 0:
+                self.timer.clear()
+                self._step_started = time.perf_counter()
+            if batch.micro == 0 and batch.update == 0:
+                with self.trainer.precision_plugin.forward_context():
+                    self._window = collect(self, batch)
+                rollouts, labels = self._window.rollouts, self._window.labels
+                self.metrics.update_all(window_statistics(rollouts, labels, self.sampling.max_new_tokens))
+                self._announce(rollouts, labels)
+            self._window.begin_update(batch.update)
+            self.timer.enter("forward")
         return batch
-
-    @torch.no_grad()
-    def collect(self, window: Window) -> tuple[Rollouts, Tensor]:
-        """Sample, grade and route one window.
-
-        Returns:
-            the rollouts (N = P G rows) and the indices [n] of its rows that carry a policy gradient, shortest first.
-        """
-        rollouts, problems = sample_window(self, window)
-        grades = grade(self.grader, rollouts.completions, problems)
-        labels = Labels.from_grades(grades, self.device)
-        rollouts.rewards = rewards_of(grades, self.group_size).to(self.device)
-        rollouts.advantages = group_advantages(rollouts.rewards, self.group_size, self.objective.reward_scale)
-        _, router = roles(self.trainer)
-        rollouts.routes = router.assign(rollouts, labels)
-        live = (~constant_groups(rollouts.rewards, self.group_size)).nonzero().flatten()
-        live = live[rollouts.completion_mask[live].sum(1).argsort(stable=True)]
-        score_other_states(self, rollouts, live)
-        self.metrics.update_all(window_statistics(rollouts, labels, self.sampling.max_new_tokens))
-        self._announce(rollouts, labels)
-        return rollouts, live
 
     def _announce(self, rollouts: Rollouts, labels: Labels) -> None:
         for callback in callbacks_of(self.trainer):
@@ -191,22 +196,24 @@ class GRPOModule(L.LightningModule):
     # ---------------------------------------------------------------- the step
 
     def training_step(self, batch: Window, batch_idx: int) -> Tensor:
-        """Loss of one micro-batch: sum over its tokens of L + beta k3, over the constant G max_new_tokens P.
+        """Loss of one micro-batch, its tokens weighted by the window's normaliser.
 
         Lightning divides by ``accumulate_grad_batches`` and averages over processes; the first is undone here, the
-        second is wanted, since P counts this process' prompts.
+        second is wanted, since the normaliser counts this process' rows.
         """
-        rollouts, live = self._window
-        index = live.tensor_split(batch.micro_batches)[batch.micro]
+        window, index = self._window, self._window.micro_batches[batch.micro]
         if not len(index):
             self._record_loss(0.0, 0.0)
             return self._no_gradient()
-        rows = trimmed(rollouts.rows(index))
-        set_routes(self.policy, rows.routes)
-        logprobs, entropy = score_rows(self, rows)
-        result = grpo_loss(self.objective, rows, logprobs, len(rollouts) * self.sampling.max_new_tokens)
-        self.metrics.update_all(loss_statistics(self.objective, rows, logprobs.detach(), entropy, result))
+        rows = trimmed(window.rollouts.rows(index))
+        rows.step = batch.step + batch.update
+        logprobs, entropy = score_rows(self, rows, training_states(self, rows))
+        result = grpo_loss(self.objective, rows, logprobs, window.normalizer, entropy)
+        if batch.update == 0 and batch.updates > 1:
+            window.keep_start(index, result.start_logprobs)
+        self.metrics.update_all(loss_statistics(self.objective, rows, logprobs.detach(), entropy.detach(), result))
         self._record_loss(result.loss.detach() * batch.micro_batches, result.policy * batch.micro_batches)
+        self.timer.enter("backward")
         return result.loss * batch.micro_batches
 
     def _record_loss(self, loss: Tensor | float, policy_loss: Tensor | float) -> None:
@@ -219,8 +226,8 @@ class GRPOModule(L.LightningModule):
         return torch.stack([p.sum() for p in self.policy.parameters() if p.requires_grad]).sum() * 0.0
 
     def on_after_backward(self) -> None:
-        """Forget the routes once the backward pass, which may re-run the forward, is over."""
-        clear_routes(self.policy)
+        """Close the phase that the end of the training step began."""
+        self.timer.enter("optimizer")
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the window, with the gradient norms of both blocks before clipping.
@@ -235,7 +242,8 @@ class GRPOModule(L.LightningModule):
         logged["quarantine/grad_share"] = quarantine_share(norms)
         logged["quarantine/delta_share"] = quarantine_share(block_delta_norms(self.policy))
         logged["lr"] = optimizer.param_groups[0]["lr"]
-        logged["step_time"] = time.perf_counter() - self._window_started
+        logged["step_time"] = time.perf_counter() - self._step_started
+        logged |= {f"time/{phase}": self.timer.wall.get(phase, 0.0) for phase in TIMED}
         self.step_metrics = {name: value for name, value in logged.items() if not math.isnan(value)}
         self.log_dict(logged)
         for name, key in (("hack", "hack/rate"), ("solve", "solve/rate")):

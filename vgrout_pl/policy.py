@@ -1,13 +1,14 @@
-"""The policy: which model, how it is loaded, and its per-token log-probabilities."""
+"""The policy: which model, how it is loaded, and what its parts are."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
@@ -22,7 +23,8 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vgrout_pl.functional.logprobs import completion_logprobs
+from vgrout_pl.adapters.attach import route_state
+from vgrout_pl.adapters.state import RouteState
 
 ORGANISM = "organism"
 Dtype = Literal["float32", "bfloat16"]
@@ -119,16 +121,40 @@ def load_base(path: str, dtype: Dtype, attn_implementation: str | None) -> PreTr
     return model.requires_grad_(False).eval()
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Recompute each layer's activations in the backward pass; dropout stays off.
+def checkpoint_activations(policy: PeftModel) -> None:
+    """Recompute each layer's activations in the backward pass, in the adapter's state of the forward pass.
 
     transformers checkpoints a layer only while its own ``training`` flag is set, so that flag alone is set, not those
-    of the modules inside.
+    of the modules inside: dropout stays off.
     """
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    for module in model.modules():
+    state = route_state(policy)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _as_of(state, state.snapshot())
+
+    base = base_of(policy)
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False, "context_fn": contexts})
+    for module in base.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True
+            module._can_checkpoint_with_cache = True  # ours give a re-run the same keys and values
+
+
+@contextmanager
+def _as_of(state: RouteState, snapshot: Any) -> Iterator[None]:
+    now = state.snapshot()
+    state.restore(snapshot)
+    try:
+        yield
+    finally:
+        state.restore(now)
+
+
+def keeps_caches(base: PreTrainedModel) -> bool:
+    """Whether a training pass sees the cache it is given: transformers may drop it where it checkpoints layers."""
+    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
+    return not checkpointing or hasattr(GradientCheckpointingLayer, "_can_checkpoint_with_cache")
 
 
 def shape_of_base(path: str) -> PreTrainedModel:
@@ -156,51 +182,13 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
-def score_completions(
-    policy: PeftModel,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    completion_ids: Tensor,
-    completion_mask: Tensor,
-    temperature: float = 1.0,
-    chunk_tokens: int = 2048,
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of completion tokens under the policy in its present state.
-
-    One forward over [prompt; completion] without the logits of the prompt; the language-model head is applied in
-    chunks of positions.
-
-    Args:
-        policy: a causal LM with a routed adapter.
-        prompt_ids: [N, S], left-padded.
-        prompt_mask: [N, S].
-        completion_ids: [N, T], right-padded.
-        completion_mask: [N, T].
-        temperature: divides the logits.
-        chunk_tokens: positions of one chunk of the head.
-
-    Returns:
-        [N, T] log-probabilities (float32 nats) and [N, T] entropies (nats, without gradient).
-    """
-    base = base_of(policy)
-    mask = torch.cat([prompt_mask, completion_mask], 1).long()
-    hidden = base.get_decoder()(
-        input_ids=torch.cat([prompt_ids, completion_ids], 1),
-        attention_mask=mask,
-        position_ids=positions(mask),
-        use_cache=False,
-    ).last_hidden_state
-    start = prompt_ids.shape[1] - 1
-    hidden = hidden[:, start : start + completion_ids.shape[1]]
-    return completion_logprobs(hidden, completion_ids, _head(base), temperature, chunk_tokens)
-
-
 def base_of(policy: PeftModel) -> PreTrainedModel:
     """The causal LM inside a policy, its Linears wrapped."""
     return cast(PreTrainedModel, policy.get_base_model())
 
 
-def _head(base: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+def head_of(base: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """What turns final hidden states [.., d] into logits [.., V]."""
     output = base.get_output_embeddings()
     cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
     if cap is None:
@@ -213,12 +201,12 @@ def check_head(base: PreTrainedModel) -> None:
     """Compare decoder + head with the model's own logits on three tokens.
 
     Raises:
-        ValueError: the architecture does something to its logits that ``score_completions`` does not know.
+        ValueError: the architecture does something to its logits that ``head_of`` does not know.
     """
     device = base.device
     ids = torch.arange(3, device=device).unsqueeze(0)
     expected = base(input_ids=ids, use_cache=False).logits.float()
-    got = _head(base)(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
+    got = head_of(base)(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state).float()
     if not torch.allclose(expected, got, atol=1e-3 * float(expected.abs().max()) + 1e-6):
         raise ValueError(
             f"model.path: {type(base).__name__} transforms its logits in a way that is not supported "

@@ -1,52 +1,16 @@
-"""Sampling completions and grading them."""
+"""Prompts as tokens, completions as texts, and their grades and rewards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from vgrout_pl.adapters import ablated, merged, routed_layers
 from vgrout_pl.env import Grade, Grader, Problem
-from vgrout_pl.policy import base_of, stop_token_ids
-from vgrout_pl.seeding import seeded
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How completions are drawn.
-
-    Args:
-        max_new_tokens: longest completion (tokens).
-        temperature: divides the logits.
-        top_p: nucleus mass, 1 = off.
-        top_k: most likely tokens kept, 0 = off.
-        min_p: least share of the top probability kept, 0 = off.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 0.6
-    top_p: float = 0.95
-    top_k: int = 20
-    min_p: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse values that no sampler can follow."""
-        checks = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature > 0, "above 0"),
-            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
-            "top_k": (self.top_k >= 0, "0 (off) or more"),
-            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
-        }
-        for name, (holds, expected) in checks.items():
-            if not holds:
-                raise ValueError(f"model.sampling.{name}: expected {expected}; got {getattr(self, name)}")
 
 
 def encode_prompts(
@@ -82,87 +46,59 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> str:
     )
 
 
-@torch.no_grad()
-def generate(
-    policy: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    sampling: Sampling,
-    seed_parts: tuple[object, ...],
-    ablated_rows: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Sample one completion a row, each row in its own state.
-
-    The draw depends on ``seed_parts`` and the weights alone; torch's global generators are left as they were.
-
-    Args:
-        policy: causal LM with a routed adapter.
-        tokenizer: its tokenizer.
-        prompt_ids: [N, S], left-padded.
-        prompt_mask: [N, S].
-        sampling: how to draw.
-        seed_parts: hashed to the seed.
-        ablated_rows: bool [N], rows that are sampled without the quarantine (None: none).
-
-    Returns:
-        completion ids [N, T] padded on the right and mask bool [N, T] (end-of-turn token included).
-    """
-    stops = stop_token_ids(base_of(policy), tokenizer)
-    config = GenerationConfig(
-        do_sample=True,
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p or None,
-        eos_token_id=stops,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    training = [module for module in policy.modules() if module.training]
-    policy.eval()
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(seeded(*seed_parts, device=prompt_ids.device))
-            mixed = ablated_rows is not None and bool(ablated_rows.any()) and not bool(ablated_rows.all())
-            if ablated_rows is not None and bool(ablated_rows.any()):
-                stack.enter_context(ablated(policy, rows=ablated_rows if mixed else None))
-            if not mixed and is_mergeable(policy):
-                stack.enter_context(merged(policy))
-            sequences = policy.generate(
-                input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=config
-            )
-    finally:
-        for module in training:
-            module.training = True
-    completion_ids = sequences[:, prompt_ids.shape[1] :]
-    return completion_ids, completion_mask(completion_ids, stops)
-
-
-def is_mergeable(policy: PeftModel) -> bool:
-    """Whether the adapter can be added to the base's weights without rounding it away: whole float32 weights."""
-    return all(
-        layer.get_base_layer().weight.dtype == torch.float32
-        and not hasattr(layer.get_base_layer().weight, "full_tensor")
-        for _, layer in routed_layers(policy)
-    )
-
-
-def completion_mask(completion_ids: Tensor, stop_ids: Sequence[int]) -> Tensor:
-    """Mark the tokens of each completion up to and with its first stop token: [N, T] -> bool [N, T]."""
-    stop = torch.isin(completion_ids, torch.tensor(list(stop_ids), device=completion_ids.device))
-    return (stop.long().cumsum(1) - stop.long()) == 0
-
-
 def decode(tokenizer: PreTrainedTokenizerBase, completion_ids: Tensor, mask: Tensor) -> list[str]:
     """Texts of the masked tokens, special tokens left out."""
     rows = [ids[keep].tolist() for ids, keep in zip(completion_ids, mask, strict=True)]
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
-def grade(grader: Grader, completions: Sequence[str], problems: Sequence[Problem]) -> list[Grade]:
-    """Grade each completion against its problem; a grade with ``error`` says nothing about its answer."""
-    return grader.grade_batch(list(zip(completions, problems, strict=True)))
+class Grading:
+    """Grades completions beside whatever goes on here; a grade with ``error`` says nothing about its answer.
+
+    Rows are handed over as they finish; leaving the context without an exception has waited for all of them.
+
+    Args:
+        grader: where the answers are graded.
+        problems: the problem of each row.
+    """
+
+    def __init__(self, grader: Grader, problems: Sequence[Problem]):
+        self._grader, self._problems = grader, problems
+        self._grades: list[Grade | None] = [None] * len(problems)
+        self._waiting: list[tuple[int, str]] = []
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grading")
+        self._runs: list[Future[None]] = []
+
+    def __enter__(self) -> Grading:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def add(self, rows: Sequence[int], completions: Sequence[str]) -> None:
+        """Hand over the completions of some rows."""
+        self._waiting += zip(rows, completions, strict=True)
+        self._runs.append(self._thread.submit(self._grade_waiting))
+
+    def _grade_waiting(self) -> None:
+        batch, self._waiting = self._waiting, []
+        grades = self._grader.grade_batch([(text, self._problems[row]) for row, text in batch])
+        for (row, _), grade in zip(batch, grades, strict=True):
+            self._grades[row] = grade
+
+    def result(self) -> list[Grade]:
+        """Wait for the grades of all rows.
+
+        Raises:
+            GraderError: the grader fails on too large a share of the answers.
+        """
+        for run in self._runs:
+            run.result()
+        grades = [grade for grade in self._grades if grade is not None]
+        assert len(grades) == len(self._grades), "every row was handed over"
+        return grades
 
 
 def rewards_of(grades: Sequence[Grade], group_size: int) -> Tensor:

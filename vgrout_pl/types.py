@@ -12,17 +12,27 @@ from vgrout_pl.env import Grade, Problem
 
 
 class Window:
-    """The problems of one optimizer step (this process' share), yielded once a micro-batch.
+    """The problems of one window of rollouts (this process' share), yielded once a micro-batch and update.
 
     Attributes:
-        step: index of the optimizer step.
+        step: index of the optimizer step that its first update makes.
+        update: index of the update, 0 <= update < updates.
+        updates: optimizer steps made on this window.
         micro: index of the micro-batch, 0 <= micro < micro_batches.
-        micro_batches: how many micro-batches the window is trained in.
+        micro_batches: how many micro-batches an update is made of.
         problems: P problems, hints as shown.
     """
 
-    def __init__(self, step: int, micro: int, micro_batches: int, problems: list[Problem]):
+    def __init__(
+        self, step: int, micro: int, micro_batches: int, problems: list[Problem], update: int = 0, updates: int = 1
+    ):
         self.step, self.micro, self.micro_batches, self.problems = step, micro, micro_batches, problems
+        self.update, self.updates = update, updates
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the window is over after this micro-batch."""
+        return self.micro == self.micro_batches - 1 and self.update == self.updates - 1
 
 
 @dataclass
@@ -63,6 +73,7 @@ class Rollouts:
         completions: N completion texts.
         prompt_ids: [N, S] left-padded.
         prompt_mask: bool [N, S].
+        prompt_of: int [N], equal for rows of the same prompt.
         completion_ids: [N, T] right-padded.
         completion_mask: bool [N, T], the end-of-turn token included.
         ablated: bool [N], rows sampled with the quarantine ablated.
@@ -84,6 +95,7 @@ class Rollouts:
     completions: list[str]
     prompt_ids: Tensor
     prompt_mask: Tensor
+    prompt_of: Tensor
     completion_ids: Tensor
     completion_mask: Tensor
     ablated: Tensor

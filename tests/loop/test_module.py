@@ -7,12 +7,13 @@ import torch
 from vgrout_pl.adapters import Route, ablated, blocks, reference_policy, routed
 from vgrout_pl.callbacks import RoutedAdapter
 from vgrout_pl.datamodule import ProblemDataModule
-from vgrout_pl.env import Grade
+from vgrout_pl.env import Grade, Grader
 from vgrout_pl.module import GRPOModule
 from vgrout_pl.objective import Objective
 from vgrout_pl.optim import Optimization, warmup_cosine
-from vgrout_pl.rollout import Sampling, rewards_of
+from vgrout_pl.rollout import rewards_of
 from vgrout_pl.routers import Router
+from vgrout_pl.sampling import Sampling
 
 CLIP, BETA = 0.2, 0.05
 
@@ -27,15 +28,9 @@ class Mixed(Router):
         return (row + 2 * (row // rollouts.group_size)) % 4
 
 
-class PlantedRewards(GRPOModule):
-    """Rewards that differ within each group, so that every row has an advantage; the grader is not asked."""
-
-    planted = (0.0, 3.5, 0.5, 1.0, 3.5, 0.0, 2.0, 0.5)
-
-
-def planted_grades(grader, completions, problems):
-    rewards = PlantedRewards.planted
-    return [Grade(reward=rewards[i % len(rewards)]) for i in range(len(completions))]
+def planted_grades(grader, pairs):
+    """Rewards that differ within each group, so that every row has an advantage."""
+    return [Grade(reward=sum(text.encode()) % 64 / 16) for text, _ in pairs]
 
 
 class Stop(L.Callback):
@@ -43,7 +38,7 @@ class Stop(L.Callback):
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.gradients = {n: p.grad.clone() for n, p in module.policy.named_parameters() if p.requires_grad}
-        self.rollouts = module._window[0]
+        self.rollouts = module._window.rollouts
 
 
 class Perturb(L.Callback):
@@ -58,8 +53,8 @@ class Perturb(L.Callback):
 
 
 def one_step(monkeypatch, tmp_path, micro_batches=1, checkpointing=False, chunk=2048):
-    monkeypatch.setattr("vgrout_pl.module.grade", planted_grades)
-    module = PlantedRewards(
+    monkeypatch.setattr(Grader, "grade_batch", planted_grades)
+    module = GRPOModule(
         group_size=8,
         sampling=Sampling(max_new_tokens=12, temperature=1.0, top_p=1.0, top_k=0),
         objective=Objective(beta=BETA, clip_low=CLIP, clip_high=CLIP),

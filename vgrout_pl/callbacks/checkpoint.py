@@ -18,6 +18,6 @@ class WindowCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when due, after a window's last micro-batch only."""
-        if batch.micro == batch.micro_batches - 1:
+        """Save when due, after a window's last micro-batch and update only."""
+        if batch.is_last:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

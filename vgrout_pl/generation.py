@@ -1,0 +1,221 @@
+"""Sampling completions: prompts prefilled once, rows in different states together, finished rows dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, StopStringCriteria
+
+from vgrout_pl.adapters import ablated, merged, routed_layers
+from vgrout_pl.kv_cache import PromptCache
+from vgrout_pl.policy import base_of, head_of, positions, stop_token_ids
+from vgrout_pl.sampling import Sampling, draw
+from vgrout_pl.seeding import derived_seed
+
+LOOK_EVERY = 8
+"""Tokens between two looks at which rows are finished; each look waits for the device (on the CPU: every token)."""
+KEEP_SHARE = 0.75
+"""Finished rows are dropped once no more than this share of the batch still grows."""
+
+OnFinished = Callable[[Tensor, Tensor, Tensor], None]
+
+
+@torch.no_grad()
+def generate(
+    policy: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    prompt_of: Tensor,
+    sampling: Sampling,
+    seed_parts: tuple[object, ...],
+    ablated_rows: Tensor | None = None,
+    on_finished: OnFinished | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sample N completions, each row in its own state.
+
+    Row i's draw depends on its logits, ``seed_parts`` and i alone: not on the other rows, nor on torch's global
+    generators, which are left as they were.
+
+    Args:
+        policy: causal LM with a routed adapter.
+        tokenizer: its tokenizer.
+        prompt_ids: [P, S], left-padded.
+        prompt_mask: [P, S].
+        prompt_of: int [N], each row's prompt.
+        sampling: how to draw.
+        seed_parts: hashed to the seed.
+        ablated_rows: bool [N], rows that are sampled without the quarantine (None: none).
+        on_finished: called with the indices [n], ids [n, t] and mask [n, t] of rows as they finish.
+
+    Returns:
+        completion ids [N, T] padded on the right and mask bool [N, T] (end-of-turn token included).
+    """
+    rows = len(prompt_of)
+    without = torch.zeros(rows, dtype=torch.bool) if ablated_rows is None else ablated_rows.cpu()
+    mixed = bool(without.any()) and not bool(without.all())
+    generator = torch.Generator().manual_seed(derived_seed(*seed_parts))
+    uniforms = torch.rand(rows, sampling.max_new_tokens, generator=generator)
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(policy))
+        if not mixed and bool(without.all()):
+            stack.enter_context(ablated(policy))
+        if not mixed and is_mergeable(policy):
+            stack.enter_context(merged(policy))
+        decoding = _Decoding(policy, tokenizer, sampling, without if mixed else None, on_finished)
+        return decoding.run(prompt_ids, prompt_mask, prompt_of.to(prompt_ids.device), uniforms.to(prompt_ids.device))
+
+
+class _Decoding:
+    """One batch on its way from prompts to completions."""
+
+    def __init__(
+        self,
+        policy: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        without: Tensor | None,
+        on_finished: OnFinished | None,
+    ) -> None:
+        self.policy, self.sampling, self.without, self.on_finished = policy, sampling, without, on_finished
+        base = base_of(policy)
+        self.decoder, self.head = base.get_decoder(), head_of(base)
+        self.pad = tokenizer.pad_token_id
+        self.stops = torch.tensor(stop_token_ids(base, tokenizer), device=base.device)
+        strings = list(sampling.stop_strings)
+        self.stop_strings = StopStringCriteria(tokenizer, strings) if strings else None
+
+    def run(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, prompt_of: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sample until every row has stopped or is full."""
+        rows, room = uniforms.shape
+        device = prompt_ids.device
+        self.ids = torch.full((rows, room), self.pad, device=device)
+        self.length = torch.full((rows,), room, device=device)
+        self.reported = torch.zeros(rows, dtype=torch.bool, device=device)
+        alive = torch.arange(rows, device=device)
+        every = 1 if device.type == "cpu" else LOOK_EVERY
+        batch = self._prefilled(prompt_ids, prompt_mask, prompt_of, room)
+        with ExitStack() as state:
+            state.enter_context(self._state_of(alive))
+            for step in range(room):
+                token = self._next(batch.hidden, alive, uniforms[alive, step], step)
+                if step + 1 == room:
+                    break
+                if (step + 1) % every == 0:
+                    growing = (self.length[alive] > step + 1).nonzero().flatten()
+                    self._report(step + 1)
+                    if not len(growing):
+                        break
+                    if len(growing) <= KEEP_SHARE * len(alive):
+                        alive, token = alive[growing], token[growing]
+                        batch.keep(growing)
+                        state.close()
+                        state.enter_context(self._state_of(alive))
+                batch.advance(self.decoder, token)
+        self._report(step + 1)
+        mask = torch.arange(step + 1, device=device) < self.length.unsqueeze(-1)
+        return self.ids[:, : step + 1], mask
+
+    def _state_of(self, rows: Tensor) -> AbstractContextManager[None]:
+        if self.without is None:
+            return nullcontext()
+        return ablated(self.policy, rows=self.without[rows.cpu()])
+
+    def _prefilled(self, prompt_ids: Tensor, prompt_mask: Tensor, prompt_of: Tensor, room: int) -> _Batch:
+        """One pass over each distinct (prompt, state), spread over the rows."""
+        without = torch.zeros_like(prompt_of) if self.without is None else self.without.to(prompt_of)
+        pairs, pair_of = torch.stack([prompt_of, without], 1).unique(dim=0, return_inverse=True)
+        mask = prompt_mask[pairs[:, 0]].long()
+        cache = PromptCache()
+        different = nullcontext() if self.without is None else ablated(self.policy, rows=pairs[:, 1].bool())
+        with different:
+            hidden = self.decoder(
+                input_ids=prompt_ids[pairs[:, 0]],
+                attention_mask=mask,
+                position_ids=positions(mask),
+                past_key_values=cache,
+                use_cache=False,
+            ).last_hidden_state[:, -1]
+        return _Batch(cache, mask, hidden, pair_of, room)
+
+    def _next(self, hidden: Tensor, alive: Tensor, uniforms: Tensor, step: int) -> Tensor:
+        """Draw the next token of the rows ``alive``, padding where a row has stopped."""
+        logits = self.head(hidden).float()
+        if step < self.sampling.min_new_tokens:
+            logits[:, self.stops] = -torch.inf
+        length = self.length[alive]
+        token = torch.where(length > step, draw(logits, uniforms, self.sampling), self.pad)
+        self.ids[alive, step] = token
+        stopped = torch.isin(token, self.stops)
+        if self.stop_strings is not None:
+            stopped |= self.stop_strings(self.ids[alive, : step + 1], logits)
+        self.length[alive] = torch.where(stopped, length.clamp(max=step + 1), length)
+        return token
+
+    def _report(self, tokens: int) -> None:
+        """Tell about the rows that have finished since the last time."""
+        if self.on_finished is None:
+            return
+        room = self.ids.shape[1]
+        finished = (self.length <= tokens) if tokens < room else torch.ones_like(self.reported)
+        new = (finished & ~self.reported).nonzero().flatten()
+        if len(new):
+            self.reported[new] = True
+            mask = torch.arange(tokens, device=new.device) < self.length[new].unsqueeze(-1)
+            self.on_finished(new, self.ids[new, :tokens], mask)
+
+
+class _Batch:
+    """The rows that still grow: what they have behind them, and the hidden state [n, d] that predicts what comes."""
+
+    def __init__(self, prompts: PromptCache, mask: Tensor, hidden: Tensor, pair_of: Tensor, room: int) -> None:
+        self.cache = prompts.decoding(pair_of, room)
+        self.hidden = hidden[pair_of]
+        self.at = mask.sum(1)[pair_of]
+        grown = torch.ones(len(pair_of), room, dtype=mask.dtype, device=mask.device)
+        self.mask = None if bool(mask.all()) else torch.cat([mask[pair_of], grown], 1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but ``rows`` (int [n])."""
+        self.cache.keep(rows)
+        self.at = self.at[rows]
+        self.mask = None if self.mask is None else self.mask[rows]
+
+    def advance(self, decoder: torch.nn.Module, token: Tensor) -> None:
+        """Take in one more token a row."""
+        seen = self.cache.get_seq_length() + 1
+        self.hidden = decoder(
+            input_ids=token.unsqueeze(-1),
+            attention_mask=None if self.mask is None else self.mask[:, :seen],
+            position_ids=self.at.unsqueeze(-1),
+            past_key_values=self.cache,
+            use_cache=False,
+        ).last_hidden_state[:, -1]
+        self.at = self.at + 1
+
+
+@contextmanager
+def _evaluating(policy: PeftModel) -> Iterator[None]:
+    """Switch all training flags off for as long as the context lasts."""
+    training = [module for module in policy.modules() if module.training]
+    policy.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def is_mergeable(policy: PeftModel) -> bool:
+    """Whether the adapter can be added to the base's weights without rounding it away: whole float32 weights."""
+    return all(
+        layer.get_base_layer().weight.dtype == torch.float32
+        and not hasattr(layer.get_base_layer().weight, "full_tensor")
+        for _, layer in routed_layers(policy)
+    )
