@@ -28,6 +28,7 @@ def window(ratios, *, advantages, mask=None, sampled=None, start=None, reference
         completions=[""] * n,
         prompt_ids=torch.zeros(n, 1, dtype=torch.long),
         prompt_mask=torch.ones(n, 1, dtype=torch.bool),
+        prompt_of=torch.zeros(n, dtype=torch.long),
         completion_ids=torch.zeros(n, width, dtype=torch.long),
         completion_mask=mask,
         ablated=streams.pop("ablated", torch.full((n,), sampled is not None)),
