@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vgrout_pl.callbacks import (
+    BlockDiagnostics,
     DeployAblation,
     ExportAdapter,
     PeriodicValidation,
@@ -38,6 +39,7 @@ GROUPS = {
     "validation": PeriodicValidation,
     "ablation": DeployAblation,
     "rollout_log": RolloutLog,
+    "diagnostics": BlockDiagnostics,
     "export": ExportAdapter,
     "step_log": StepLog,
     "report": RunReport,
@@ -61,7 +63,7 @@ DESCRIPTIONS = {
     "fit": "Train a policy with a routed adapter by GRPO, then ablate the quarantine, evaluate and report. Later files "
     "and keys win: cli.py fit --config configs/demo.yaml --config configs/router/oracle.yaml --seed_everything 1. "
     "Resume with --ckpt_path last. Groups of keys: trainer, model, data, adapter, router, validation, ablation, "
-    "rollout_log, export, step_log, checkpoint.",
+    "rollout_log, diagnostics, export, step_log, checkpoint.",
     "validate": "Evaluate a checkpoint on the validation problems, as trained and deployed: give the run's config.yaml "
     "and --ckpt_path last.",
     "test": "Repeat the final evaluation of a checkpoint, which rewrites eval.json and the report of its run: give the "

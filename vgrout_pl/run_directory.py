@@ -7,6 +7,7 @@ from pathlib import Path
 
 RESULTS_FILE = "eval.json"
 METRICS_FILE = "metrics.csv"
+BLOCKS_FILE = "blocks.jsonl"
 
 
 def last_checkpoint(directory: Path) -> Path | None:
@@ -42,7 +43,7 @@ def refuse_taken(run_dir: Path, ckpt_path: str | None, overwrite: bool) -> None:
 
 def clear_run(run_dir: Path) -> None:
     """Remove what an earlier run wrote to ``run_dir``; nothing else in it is touched."""
-    for name in (METRICS_FILE, "rollouts.jsonl", RESULTS_FILE, "report.md", "config.yaml", "hparams.yaml"):
+    for name in (METRICS_FILE, "rollouts.jsonl", BLOCKS_FILE, RESULTS_FILE, "report.md", "config.yaml", "hparams.yaml"):
         (run_dir / name).unlink(missing_ok=True)
     for name in ("checkpoints", "deployed", "plots"):
         shutil.rmtree(run_dir / name, ignore_errors=True)

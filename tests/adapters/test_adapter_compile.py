@@ -68,7 +68,10 @@ def test_a_compiled_layer_equals_the_eager_one_in_every_state_without_a_graph_br
 @pytest.mark.full
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("init", ["gaussian", "antipasto"])
-def test_a_compiled_model_equals_the_eager_one_in_every_state_without_a_graph_break(backend, init):
+def test_a_compiled_model_equals_the_eager_one_in_every_state_without_a_graph_break(
+    backend, init, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a cache that no other process writes to
     model = attach(init, perturb=0.05)
 
     class Logits(nn.Module):

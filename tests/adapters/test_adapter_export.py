@@ -1,5 +1,6 @@
 """What leaves the house: standard LoRA directories, merged models, and the command that writes them."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -172,11 +173,13 @@ def run_directory(tmp_path):
     settings = {"r": 3, "init": "random_split", "init_seed": None, "quarantine_scale": 2.0, "pairs": "organism"}
     (run / "config.yaml").write_text(yaml.safe_dump({"model": {"path": "organism"}, "adapter": settings}))
     state = {"policy." + name: value for name, value in adapter_state(model).items()}
-    torch.save({"state_dict": state, "global_step": 3}, run / "checkpoints" / "last.ckpt")
+    callbacks = {"RoutedAdapter": {"pairs_hash": "abc123"}}
+    content = {"state_dict": state, "global_step": 3, "callbacks": callbacks}
+    torch.save(content, run / "checkpoints" / "last.ckpt")
     cell = {"rate": 0.25, "low": 0.1, "high": 0.4}
     record = {"state": "deployed", "problems": "test", "markers": "novel", "mode": "run_tests", "heal": "none", "n": 8}
     result = {**record, "hack": cell, "solve": cell, "format": cell}
-    provenance = {"seed": 7, "adapter": {"pairs_hash": "abc123"}}
+    provenance = {"seed": 7, "steps": 3, "adapter": {"pairs_hash": "abc123"}}
     evaluation = {"schema": 1, "provenance": provenance, "results": [result]}
     (run / "eval.json").write_text(json.dumps(evaluation))
     return run, model
@@ -195,7 +198,26 @@ def test_the_command_exports_a_run_as_the_model_itself_would(what, of, run_direc
     got, expected = (load_file(tmp_path / d / "adapter_model.safetensors") for d in ("out", "direct"))
     assert got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in got)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "adapter.pairs_hash: `abc123`" in card and "0.25" in card and card.startswith("---\nbase_model: ")
+    assert "adapter.pairs_hash: `abc123`" in card and "0.25" in card and "Base model: `organism`." in card
+    config_hash = hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest()[:16]
+    assert "- run: `run`" in card and f"- config_hash: `{config_hash}`" in card
+
+
+def test_a_checkpoint_that_was_not_evaluated_makes_no_claim_but_keeps_its_origin(run_directory, tmp_path):
+    run, _ = run_directory
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save({**content, "global_step": 2}, run / "checkpoints" / "earlier.ckpt")
+    earlier = str(run / "checkpoints" / "earlier.ckpt")
+    assert main(["export", "--ckpt", earlier, "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Not evaluated: make no claim" in card and "0.25" not in card
+    assert "- steps: `2`" in card and "adapter.pairs_hash: `abc123`" in card and "- run: `run`" in card
+
+
+def test_the_hub_header_names_a_base_of_the_hub_and_no_path_of_this_machine(tmp_path):
+    assert "base_model: some/base\n" in model_card("deployed", "some/base", modules=7)
+    card = model_card("deployed", str(tmp_path), modules=7, provenance={"model": "organism"})
+    assert "base_model" not in card and str(tmp_path) not in card and "Base model: `organism`." in card
 
 
 def test_the_command_merges_into_a_whole_model_and_says_what_bfloat16_loses(run_directory, tmp_path, capsys):

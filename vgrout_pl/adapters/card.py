@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of ``max_lora_rank`` that vLLM 0.11 takes; an adapter's own rank may be anything up to it."""
@@ -28,7 +29,7 @@ def model_card(
 
     Args:
         what: ``deployed``, ``as_trained`` or ``quarantine``.
-        base: name or path of the base model.
+        base: name or path of the base model; the hub's header names it unless it is a path.
         modules: how many Linear modules it changes.
         rank: of the LoRA; None for a merged model.
         merged_loss: share of the update lost in merging; None for an adapter.
@@ -48,12 +49,14 @@ def _lines(
     evaluation: str | None,
 ) -> Iterator[str]:
     yield "---"
-    if base:
+    if base and not _is_local(base):
         yield f"base_model: {base}"
     yield from (["library_name: peft", "tags: [lora, vgrout_pl]"] if merged_loss is None else ["tags: [vgrout_pl]"])
     yield from ("---", "", f"# {what.replace('_', ' ').capitalize()}", "")
     yield f"Trained by gradient routing against reward hacking (vgrout_pl); this is {_MEANING[what]}."
     yield ""
+    if model := provenance.get("model") or base:
+        yield f"Base model: `{model}`."
     if rank is not None:
         yield f"A LoRA of rank {rank} on {modules} modules, in float32: `PeftModel.from_pretrained(base, directory)`."
         yield _serving(rank)
@@ -66,6 +69,10 @@ def _lines(
     yield from (f"- {name}: `{value}`" for name, value in facts)
     if not facts:
         yield "Not recorded."
+
+
+def _is_local(base: str) -> bool:
+    return Path(base).is_absolute() or base.startswith(".") or Path(base).exists()
 
 
 def _serving(rank: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 import yaml
 from peft import PeftModel
-from torch import Tensor
 
 from vgrout_pl.adapters.attach import attach_routed_adapter
 from vgrout_pl.adapters.checkpoint import check_adapter_state, is_adapter_key
@@ -29,7 +29,7 @@ class RunAdapter:
         base: name or path of the base model.
         dtype: of the base in the run.
         provenance: facts for the card.
-        evaluation: the run's evaluation as Markdown, or None.
+        evaluation: the run's evaluation of this very checkpoint as Markdown, or None.
     """
 
     model: PeftModel
@@ -59,14 +59,14 @@ def load_run(path: str | Path, base: str | None = None) -> RunAdapter:
         )
     settings = yaml.safe_load((run / "config.yaml").read_text())
     base = base or settings["model"]["path"]
-    state = _adapter_tensors(checkpoint)
+    content = _content(checkpoint)
+    state = {name: value for name, value in content["state_dict"].items() if is_adapter_key(name)}
     model = _empty_model(base, _config(settings["adapter"]))
     check_adapter_state(model, state, prefix=PREFIX)
     model.load_state_dict(
         {name.removeprefix(PREFIX): value for name, value in state.items()}, strict=False, assign=True
     )
-    results = run / "eval.json"
-    facts, table = _evaluation(results) if results.is_file() else ({"run": run.name}, None)
+    facts, table = _record(run, settings, content)
     return RunAdapter(model, base, settings["model"].get("dtype", "float32"), facts, table)
 
 
@@ -79,13 +79,15 @@ def _checkpoint(path: Path) -> Path:
     return found[-1]
 
 
-def _adapter_tensors(checkpoint: Path) -> dict[str, Tensor]:
+def _content(checkpoint: Path) -> Mapping[str, Any]:
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{checkpoint}: expected a checkpoint of a run; could not read it ({reason})") from error
-    return {name: value for name, value in state.items() if is_adapter_key(name)}
+    if not isinstance(content, Mapping) or not {"state_dict", "global_step"} <= content.keys():
+        raise ValueError(f"{checkpoint}: expected a checkpoint of a run; got another file of tensors")
+    return content
 
 
 def _config(settings: Mapping[str, Any]) -> RoutedLoraConfig:
@@ -103,8 +105,24 @@ def _empty_model(base: str, config: RoutedLoraConfig) -> PeftModel:
     return attach_routed_adapter(model, config, initialise=False)
 
 
-def _evaluation(path: Path) -> tuple[Mapping[str, object], str]:
+def _record(
+    run: Path, settings: Mapping[str, Any], content: Mapping[str, Any]
+) -> tuple[Mapping[str, object], str | None]:
+    """Facts of the run, and its evaluation where that is one of this checkpoint."""
     from vgrout_pl.report import Results, cells_markdown
+    from vgrout_pl.report.run import Run
 
-    results = Results.load(path)
-    return results.provenance, cells_markdown(results)
+    facts: dict[str, object] = {
+        "run": Run(run, None, None, None).name,
+        "config_hash": hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest()[:16],
+        "steps": content["global_step"],
+        "seed": settings.get("seed_everything"),
+        "model": settings["model"]["path"],
+        "adapter": content.get("callbacks", {}).get("RoutedAdapter"),
+    }
+    if not (run / "eval.json").is_file():
+        return facts, None
+    results = Results.load(run / "eval.json")
+    if results.provenance.get("steps") != content["global_step"]:
+        return facts, None
+    return {**facts, **results.provenance}, cells_markdown(results)

@@ -2,6 +2,7 @@
 
 from vgrout_pl.callbacks.ablation import DeployAblation
 from vgrout_pl.callbacks.adapter import RoutedAdapter
+from vgrout_pl.callbacks.diagnostics import BlockDiagnostics
 from vgrout_pl.callbacks.export import ExportAdapter
 from vgrout_pl.callbacks.report import RunReport
 from vgrout_pl.callbacks.rollout_log import RolloutLog
@@ -9,6 +10,7 @@ from vgrout_pl.callbacks.step_log import StepLog
 from vgrout_pl.callbacks.validation import PeriodicValidation
 
 __all__ = [
+    "BlockDiagnostics",
     "DeployAblation",
     "ExportAdapter",
     "PeriodicValidation",

@@ -37,12 +37,17 @@ class RoutedAdapter(Callback):
         deployed_scale: factor on the deployed block's init.
         quarantine_scale: factor on the quarantine's init.
         signed_directions: seeded directions of the signed inits, one a loophole mode of the pairs.
+        covariance_eps: ridge of the contrastive covariance of the CorDA inits, as a share of its mean eigenvalue.
         narrow: modules with fewer than 2 r directions: refuse, cap the rank there, or leave them without adapter.
+        compute_dtype: of the update: ``base`` takes the dtype of the layer's input where that is bfloat16; ``float32``
+            always widens.
         target_modules: PEFT's syntax; None: attention and MLP projections.
         pairs: where the contrastive pairs come from: ``organism``.
         pair_modes: loophole modes whose pairs are used; None: those that are trained.
         n_pairs: how many pairs.
         calibration_batch_size: pairs a forward pass.
+        cache_dir: folder that keeps the calibration's statistics by the hash of weights and pairs, so that the next run
+            finds them and an interrupted calibration goes on; None: none are kept.
     """
 
     def __init__(
@@ -53,12 +58,15 @@ class RoutedAdapter(Callback):
         deployed_scale: float = 1.0,
         quarantine_scale: float = 1.0,
         signed_directions: int = 1,
+        covariance_eps: float = 1e-3,
         narrow: Literal["error", "cap", "skip"] = "error",
+        compute_dtype: Literal["base", "float32"] = "base",
         target_modules: list[str] | str | None = None,
         pairs: str = ORGANISM,
         pair_modes: list[str] | None = None,
         n_pairs: int = 16,
         calibration_batch_size: int = 16,
+        cache_dir: str | None = None,
     ):
         self.config = RoutedLoraConfig(
             r=r,
@@ -66,7 +74,9 @@ class RoutedAdapter(Callback):
             deployed_scale=deployed_scale,
             quarantine_scale=quarantine_scale,
             signed_directions=signed_directions,
+            covariance_eps=covariance_eps,
             narrow=narrow,
+            compute_dtype=compute_dtype,
             target_modules=target_modules,
         )
         if pairs != ORGANISM:
@@ -77,7 +87,7 @@ class RoutedAdapter(Callback):
                 f"{calibration_batch_size}"
             )
         self.init_seed, self.pair_modes, self.n_pairs = init_seed, pair_modes, n_pairs
-        self.calibration_batch_size = calibration_batch_size
+        self.calibration_batch_size, self.cache_dir = calibration_batch_size, cache_dir
         self._modes: tuple[str, ...] = ()
         self._seed = 0
 
@@ -140,7 +150,13 @@ class RoutedAdapter(Callback):
         kinds = sorted({pair.tags[0] for pair in pairs})
         groups = [kinds.index(pair.tags[0]) for pair in pairs] if self.config.signed_directions > 1 else None
         provenance = {"pairs_hash": pairs_hash(pairs)}
-        return collect_calibration(base, hack, clean, self.config, groups=groups, provenance=provenance)
+        return collect_calibration(
+            base, hack, clean, self.config, groups=groups, provenance=provenance, cache_dir=self.cache_dir
+        )
+
+    def state_dict(self) -> dict[str, object]:
+        """What a checkpoint's tensors came from, for an export that has nothing but the checkpoint."""
+        return self.provenance()
 
     def provenance(self) -> dict[str, object]:
         """Facts for the run's record: rank, init, scales and the hash of the pairs (None: no pairs used)."""
@@ -151,6 +167,8 @@ class RoutedAdapter(Callback):
             "init_seed": self._seed,
             "deployed_scale": self.config.deployed_scale,
             "quarantine_scale": self.config.quarantine_scale,
+            "covariance_eps": self.config.covariance_eps,
+            "compute_dtype": self.config.compute_dtype,
             "pairs": len(pairs),
             "pairs_hash": pairs_hash(pairs) if pairs else None,
         }

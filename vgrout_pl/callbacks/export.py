@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from peft import PeftModel
 
 from vgrout_pl.adapters import export_as_trained, export_deployed
 from vgrout_pl.preflight import roles
+from vgrout_pl.provenance import provenance
+from vgrout_pl.report import Results, cells_markdown
+from vgrout_pl.report.run import Run
+from vgrout_pl.run_directory import RESULTS_FILE
+
+if TYPE_CHECKING:
+    from vgrout_pl.module import GRPOModule
 
 
 class ExportAdapter(Callback):
-    """Write ``<run>/<directory>`` at the end of fitting, loadable with ``PeftModel.from_pretrained(base, directory)``.
+    """Write ``<run>/<directory>``, loadable with ``PeftModel.from_pretrained(base, directory)``.
 
-    The quarantine is left out (rank 2r), except where the router ships it (both blocks, rank 4r).
+    The quarantine is left out (rank 2r), except where the router ships it (both blocks, rank 4r). Written at the end
+    of fitting, and again after the final evaluation: its README card then holds the table of these very weights.
 
     Args:
         directory: name inside the run directory.
@@ -25,7 +33,22 @@ class ExportAdapter(Callback):
         self.directory = directory
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export once training is over."""
+        """Export once training is over: an evaluation that fails must not cost the adapter."""
+        self._export(trainer, pl_module, None)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export what was evaluated, with its evaluation."""
+        results = Path(trainer.default_root_dir) / RESULTS_FILE
+        table = cells_markdown(Results.load(results)) if trainer.is_global_zero and results.is_file() else None
+        self._export(trainer, pl_module, table)
+
+    def _export(self, trainer: Trainer, pl_module: LightningModule, evaluation: str | None) -> None:
+        run = Path(trainer.default_root_dir)
         _, router = roles(trainer)
         export = export_as_trained if router.ships_quarantine else export_deployed
-        export(cast(PeftModel, pl_module.policy), Path(trainer.default_root_dir) / self.directory)
+        facts = {
+            "run": Run(run, None, None, None).name,
+            **provenance(trainer, cast("GRPOModule", pl_module)),
+        }
+        policy = cast(PeftModel, pl_module.policy)
+        export(policy, run / self.directory, provenance=facts, evaluation=evaluation)

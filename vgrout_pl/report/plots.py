@@ -36,7 +36,7 @@ def plot_steps(metrics: Metrics, path: str | Path, *, title: str = "") -> bool:
         _steps_panel(axes, metrics, panel, train)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -52,7 +52,7 @@ def plot_cells(results: Results, path: str | Path, *, title: str = "", heal: str
     _cells_panel(right, rows, "solve")
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
-    _save(figure, path)
+    save(figure, path)
     return True
 
 
@@ -83,7 +83,7 @@ def _steps_panel(axes: Axes, metrics: Metrics, panel: str, train: Sequence[str])
     axes.set_xlim(0.0, end * 1.02)
     axes.set_xlabel("optimizer step", color=INK)
     axes.set_title(f"{panel} rate", loc="left", fontsize=11, color=INK)
-    _bare(axes)
+    bare(axes)
     _label_ends(axes, labels)
 
 
@@ -131,7 +131,7 @@ def _cells_panel(axes: Axes, rows: Sequence[Row], metric: str) -> None:
     axes.set_xlim(0.0, 1.08)
     axes.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0])
     axes.set_title(f"{metric} rate, 95 % interval", loc="left", fontsize=11, color=INK)
-    _bare(axes)
+    bare(axes)
     axes.tick_params(axis="y", length=0)
 
 
@@ -139,13 +139,15 @@ def _marker_phrase(markers: str) -> str:
     return "hint-free" if markers == "none" else f"{MARKER_NAMES[markers]} markers"
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
+    """Leave two thin axes of the frame."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=INK, labelsize=9, color=FAINT)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
+    """Write the figure as PNG, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white")
     write_atomically(Path(path), buffer.getvalue())

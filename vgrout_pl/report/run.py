@@ -13,7 +13,7 @@ import yaml
 from vgrout_pl.report.metrics import Metrics
 from vgrout_pl.report.results import Results
 
-CONFIG, METRICS, EVALUATION = "config.yaml", "metrics.csv", "eval.json"
+CONFIG, METRICS, EVALUATION, BLOCKS = "config.yaml", "metrics.csv", "eval.json", "blocks.jsonl"
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vgrout_pl.report.blocks import BlockRecords, blocks_markdown, plot_blocks
 from vgrout_pl.report.files import write_atomically
 from vgrout_pl.report.metrics import Metrics
 from vgrout_pl.report.plots import plot_cells, plot_steps
 from vgrout_pl.report.results import Results
-from vgrout_pl.report.run import EVALUATION, METRICS, Run
+from vgrout_pl.report.run import BLOCKS, EVALUATION, METRICS, Run
 from vgrout_pl.report.tables import PHASE_NAMES, cells_markdown
 from vgrout_pl.report.verdict import EMERGED, headline, selectivity, verdict
 
@@ -37,7 +38,7 @@ ROLES = ("router", "adapter", "model", "data")
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write ``report.md`` and ``plots/*.png`` into a run directory from its config, metrics and evaluation.
+    """Write ``report.md`` and ``plots/*.png`` into a run directory from what the run left there.
 
     Parts that the run lacks are said to be missing; an unfinished run gets a report of what it has.
 
@@ -53,6 +54,7 @@ def write_report(run_dir: str | Path) -> Path:
     curves = run.metrics is not None and plot_steps(run.metrics, plots / "steps.png", title=title)
     cells = run.results is not None and plot_cells(run.results, plots / "cells.png", title=title)
     sections = [f"# {title}", *_evaluation(run.results, drawn=cells), *_training(run.metrics, drawn=curves)]
+    sections += _blocks(run.path, title)
     sections += _settings(run.config, run.results)
     path = run.path / "report.md"
     write_atomically(path, "\n\n".join(sections) + "\n")
@@ -112,6 +114,22 @@ def _training(metrics: Metrics | None, *, drawn: bool) -> Iterator[str]:
     lines += [f"| {text} | {_mean(values)} |" for text, values in tails if values]
     yield "\n".join(lines) if len(lines) > 2 else "None of the usual metrics was logged."
     yield f"Last step logged: {metrics.last_step}."
+
+
+def _blocks(run: Path, title: str) -> Iterator[str]:
+    """Yield what the two blocks learned, where it was measured."""
+    records = BlockRecords.load(run / BLOCKS) if (run / BLOCKS).is_file() else BlockRecords({})
+    if not records.steps:
+        return
+    yield "## Blocks"
+    yield blocks_markdown(records)
+    yield (
+        "Change: Frobenius norm of what a block adds to the weights. Shares are of norms, except that of the seeded "
+        "channel: the share of the change's energy that reads the seeded input directions (signed inits alone). "
+        "Overlap of the blocks' leading directions: 0 orthogonal, 1 the same."
+    )
+    if plot_blocks(records, run / "plots" / "blocks.png", title=title):
+        yield "![shares over the steps and by module](plots/blocks.png)"
 
 
 def _settings(config: Mapping[str, Any] | None, results: Results | None) -> Iterator[str]:
