@@ -71,7 +71,7 @@ def punctuation_share(text: str) -> float:
 
 
 def _count(word: str) -> Callable[[str], float]:
-    return lambda text: float(len(re.findall(rf"\b{word}\b", code_of(text))))
+    return lambda text: float(_tokens(code_of(text), tokenize.NAME).count(word))
 
 
 LENGTH = "length"
