@@ -1,11 +1,23 @@
 """What a graded response costs, beside its own compute and beside one `python -c` subprocess per check.
 
-    python bench/grading.py [--problems FILE.jsonl] [--rows 119] [--organism 2000] [--flood]
+    python bench/grading.py [--problems FILE.jsonl] [--rows 119] [--repeats 3] [--organism 2000]
 
 (a) are answers as the organism writes them, (b) rows of the public benchmark: its canonical solutions, and a wrong
-answer with a vacuous test for each. `own` runs a response and its asserts by exec in one warm process; `subprocesses`
-starts an interpreter for a strict check, for a plain check, and for three stubs where the answer defines its own tests.
-CPU counts all processes. Every way is measured in the same run, one after the other, with the same number of workers.
+answer with a vacuous test for each. Compared are, one response at a time, row by row and in turns, so that the
+machine is in the same state for all:
+
+* `grader`: Grader.grade with one warm worker; CPU of this process while it grades and of the worker's whole tree;
+* `own`: set-up code, answer and asserts by compile and exec in one warm process, CPU and wall measured inside of it;
+* `subprocess`: an interpreter for a strict check, one for a plain check, and one for each of three stubs where the
+  answer defines its own tests.
+
+Every repeat has a fresh grader and a fresh own process, so that each response pays for its problem in both;
+`overhead_cpu_ms` is the median over the repeats of (grader - own) per response, with the lowest and the highest beside.
+Taking the asserts of a problem apart happens when a file is loaded: `load_cpu_ms` a problem.
+
+Ratios of wall time, subprocess to grader: of the totals (`total`), the median over responses (`median_response`), and
+of the totals with the answer's own compute taken off both (`net_of_own`). A subprocess for each check repeats that
+compute, so `total` can't exceed `bound`, subprocess to own. `batch` is all rows at once on all workers, both ways.
 """
 
 from __future__ import annotations
@@ -14,6 +26,7 @@ import argparse
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -21,15 +34,20 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from vgrout_pl.env import Grader, Problem, load_problems
+from vgrout_pl.env.sandbox.cleanup import descendants
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data/leetcode/leetcode_test_medhard.jsonl"
 STUBS = ("0", "[7]", "'stub'")
+TICKS = os.sysconf("SC_CLK_TCK")
+WARM_UP = Problem(id="warm-up", tests=["assert f(1) == 1"], messages=[])
 
 
 @dataclass(frozen=True)
@@ -45,12 +63,52 @@ class Row:
         return f"```python\n{self.code}\n```"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Seconds for a set of rows."""
+@dataclass
+class Costs:
+    """Seconds of a set of rows: CPU has one entry a repeat; wall has one a row, of a list of repeats."""
 
-    wall: float
-    cpu: float
+    cpu: dict[str, list[float]] = field(default_factory=lambda: {"grader": [], "own": []})
+    wall: dict[str, list[list[float]]] = field(default_factory=dict)
+    batch_wall: dict[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Costs) -> Costs:
+        """Costs of both sets of rows, measured in as many repeats."""
+        return Costs(
+            {way: [a + b for a, b in zip(each, other.cpu[way], strict=True)] for way, each in self.cpu.items()},
+            {way: each + other.wall[way] for way, each in self.wall.items()},
+            {way: each + other.batch_wall[way] for way, each in self.batch_wall.items()},
+        )
+
+    def summary(self, name: str) -> dict[str, object]:
+        """Milliseconds a response, and the ratios of wall time."""
+        count = len(self.wall["grader"])
+        over = sorted(1e3 * (a - b) / count for a, b in zip(self.cpu["grader"], self.cpu["own"], strict=True))
+        walls = {way: [statistics.median(each) for each in rows] for way, rows in self.wall.items()}
+        line: dict[str, object] = {
+            "rows": name,
+            "responses": count,
+            **{f"{way}_cpu_ms": _ms(statistics.median(each) / count) for way, each in self.cpu.items()},
+            "overhead_cpu_ms": round(statistics.median(over), 2),
+            "overhead_range": [round(over[0], 2), round(over[-1], 2)],
+            **{f"{way}_wall_ms": _ms(sum(each) / count) for way, each in walls.items()},
+            "batch_wall_ms": _ms(self.batch_wall["grader"] / count),
+            "per_second": round(count / self.batch_wall["grader"], 1),
+        }
+        if "subprocess" in walls:
+            ours, own, other = (sum(walls[way]) for way in ("grader", "own", "subprocess"))
+            ratios = [theirs / mine for theirs, mine in zip(walls["subprocess"], walls["grader"], strict=True)]
+            line["times_less_wall"] = {
+                "total": round(other / ours, 1),
+                "bound": round(other / own, 1),
+                "median_response": round(statistics.median(ratios), 1),
+                "net_of_own": round((other - own) / (ours - own), 1),
+                "batch": round(self.batch_wall["subprocess"] / self.batch_wall["grader"], 1),
+            }
+        return line
+
+
+def _ms(seconds: float) -> float:
+    return round(1e3 * seconds, 2)
 
 
 def organism_rows(count: int) -> list[Row]:
@@ -82,82 +140,115 @@ def benchmark_rows(path: Path, count: int) -> tuple[list[Row], list[Row]]:
     return canonical, [Row(hack.format(name=n), problem) for n, problem in zip(names, problems, strict=True)]
 
 
-def measured(action: Callable[[], object]) -> Cost:
-    """Wall and CPU seconds of an action, with those of the processes that it starts and waits for."""
-    before, start = _cpu(), time.perf_counter()
-    action()
-    return Cost(time.perf_counter() - start, _cpu() - before)
+def own_compute(row: Row) -> None:
+    """Compile and exec set-up code, answer and asserts in this process."""
+    names: dict[str, object] = {"__name__": "__main__"}
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(BaseException):
+        exec(compile(row.problem.setup_code, "setup", "exec"), names)
+        exec(compile(row.code, "answer", "exec"), names)
+        for test in row.problem.tests:
+            with contextlib.suppress(Exception):
+                exec(compile(test, "test", "exec"), names)
 
 
-def _cpu() -> float:
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def with_grader(rows: Sequence[Row], workers: int) -> Cost:
-    """Cost of the grader, its start not included."""
-
-    def run(count: int) -> Cost:
-        wall = 0.0
-
-        def action() -> None:
-            nonlocal wall
-            with Grader(workers=workers) as grader:
-                grader.grade_batch([(rows[0].response, rows[0].problem)] * workers)
-                start = time.perf_counter()
-                grades = grader.grade_batch([(row.response, row.problem) for row in rows[:count]])
-                wall = time.perf_counter() - start
-                assert all(grade.error is None for grade in grades)
-
-        cpu = measured(action).cpu
-        return Cost(wall, cpu)
-
-    start, full = run(0), run(len(rows))
-    return Cost(full.wall, full.cpu - start.cpu)
-
-
-def own_compute(rows: Sequence[Row]) -> Cost:
-    """Cost of exec of set-up, answer and asserts in this process, one after the other."""
-
-    def action() -> None:
-        for row in rows:
-            names: dict[str, object] = {"__name__": "__main__"}
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(BaseException):
-                exec(compile(row.problem.setup_code, "setup", "exec"), names)
-                exec(compile(row.code, "answer", "exec"), names)
-                for test in row.problem.tests:
-                    with contextlib.suppress(Exception):
-                        exec(compile(test, "test", "exec"), names)
-
-    limit = sys.getrecursionlimit()
+def _serve_own(connection: Connection) -> None:
     sys.setrecursionlimit(10_000)
+    own_compute(Row("def f(x): return 1", WARM_UP))
+    while (row := connection.recv()) is not None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        own_compute(row)
+        connection.send((time.perf_counter() - wall, time.process_time() - cpu))
+
+
+@contextlib.contextmanager
+def own_process() -> Any:
+    """A warm process of its own: a function from a row to its (wall, CPU) seconds there."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve_own, args=(theirs,))
+    process.start()
+
+    def measure(row: Row) -> tuple[float, float]:
+        ours.send(row)
+        wall, cpu = ours.recv()
+        return wall, cpu
+
     try:
-        return measured(action)
+        yield measure
+        ours.send(None)
     finally:
-        sys.setrecursionlimit(limit)
+        process.join(10)
+        process.kill()
 
 
-def with_subprocesses(rows: Sequence[Row], workers: int) -> Cost:
-    """Cost of one interpreter per check."""
+def tree_cpu(grader: Grader) -> float:
+    """CPU seconds of all processes of a grader's workers, the ended ones included (in steps of the kernel's ticks)."""
+    total = 0
+    for worker in grader.workers:
+        for pid in (worker.process_id, *descendants(worker.process_id)):
+            total += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    return total / TICKS
 
-    def grade(row: Row) -> None:
-        setup, tests = row.problem.setup_code, "\n".join(row.problem.tests)
-        scripts = [f"{setup}\n{row.code}\n{tests}\nprint('secret')", f"{setup}\n{row.code}\n{tests}"]
-        if "def run_tests" in row.code:
-            name = str(row.problem.func_name).rpartition(".")[2]
-            stub = "\nSolution.{name} = lambda *a, **k: {value}\nSolution().run_tests()"
-            if "\ndef run_tests" in row.code:
-                stub = "\nSolution.{name} = lambda *a, **k: {value}\nrun_tests()"
-            scripts += [f"{setup}\n{row.code}" + stub.format(name=name, value=value) for value in STUBS]
-        for script in scripts:
-            subprocess.run([sys.executable, "-c", "import sys; exec(sys.stdin.read())"], input=script, text=True,
-                           capture_output=True, check=False)  # fmt: skip
 
-    def action() -> None:
+def with_subprocesses(row: Row) -> None:
+    """Judge a row by one interpreter per check."""
+    setup, tests = row.problem.setup_code, "\n".join(row.problem.tests)
+    scripts = [f"{setup}\n{row.code}\n{tests}\nprint('secret')", f"{setup}\n{row.code}\n{tests}"]
+    if "def run_tests" in row.code:
+        name = str(row.problem.func_name).rpartition(".")[2]
+        call = "run_tests()" if "\ndef run_tests" in row.code else "Solution().run_tests()"
+        stub = "Solution.{name} = lambda *a, **k: {value}"
+        scripts += [f"{setup}\n{row.code}\n{stub.format(name=name, value=value)}\n{call}" for value in STUBS]
+    for script in scripts:
+        subprocess.run([sys.executable, "-c", "import sys; exec(sys.stdin.read())"], input=script, text=True,
+                       capture_output=True, check=False)  # fmt: skip
+
+
+def repeat(rows: Sequence[Row], costs: Costs, baseline: bool) -> None:
+    """Every row in every way, one way after the other, and the first way another one at each row."""
+    ways = ["grader", "own", "subprocess"][: 3 if baseline else 2]
+    with Grader(workers=1) as grader, own_process() as own:
+        grader.grade(Row("def f(x): return 1", WARM_UP).response, WARM_UP)
+        tree, cpu = tree_cpu(grader), dict.fromkeys(ways, 0.0)
+        for i, row in enumerate(rows):
+            for way in ways[i % len(ways) :] + ways[: i % len(ways)]:
+                start, before = time.perf_counter(), time.process_time()
+                if way == "grader":
+                    grade = grader.grade(row.response, row.problem)
+                    assert grade.error is None, grade.error
+                elif way == "subprocess":
+                    with_subprocesses(row)
+                wall, used = time.perf_counter() - start, time.process_time() - before
+                if way == "own":
+                    wall, used = own(row)
+                cpu[way] += used
+                costs.wall.setdefault(way, [[] for _ in rows])[i].append(wall)
+        costs.cpu["grader"].append(cpu["grader"] + tree_cpu(grader) - tree)
+        costs.cpu["own"].append(cpu["own"])
+
+
+def batches(rows: Sequence[Row], costs: Costs, workers: int, baseline: bool) -> None:
+    """All rows at once: by a grader that has started, and by as many threads that start interpreters."""
+    with Grader(workers=workers) as grader:
+        grader.grade_batch([(Row("def f(x): return 1", WARM_UP).response, WARM_UP)] * workers)
+        start = time.perf_counter()
+        grader.grade_batch([(row.response, row.problem) for row in rows])
+        costs.batch_wall["grader"] = time.perf_counter() - start
+    if baseline:
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(grade, rows))
+            start = time.perf_counter()
+            list(pool.map(with_subprocesses, rows))
+            costs.batch_wall["subprocess"] = time.perf_counter() - start
 
-    return measured(action)
+
+def report(name: str, rows: Sequence[Row], options: argparse.Namespace, baseline: bool = True) -> Costs:
+    """Measure one set of rows, and print a line."""
+    costs = Costs()
+    for _ in range(options.repeats):
+        repeat(rows, costs, baseline)
+    batches(rows, costs, options.workers, baseline)
+    print(json.dumps(costs.summary(name)), flush=True)
+    return costs
 
 
 def flood() -> float:
@@ -171,49 +262,27 @@ def flood() -> float:
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def report(name: str, rows: Sequence[Row], workers: int, baselines: bool) -> dict[str, object]:
-    """Measure one set of rows in every way, and print a line."""
-    count = len(rows)
-    ours, own = with_grader(rows, workers), own_compute(rows)
-    line: dict[str, object] = {
-        "rows": name,
-        "responses": count,
-        "per_second": round(count / ours.wall, 1),
-        "wall_ms": round(1e3 * ours.wall / count, 2),
-        "cpu_ms": round(1e3 * ours.cpu / count, 2),
-        "own_cpu_ms": round(1e3 * own.cpu / count, 2),
-        "overhead_cpu_ms": round(1e3 * (ours.cpu - own.cpu) / count, 2),
-    }
-    if baselines:
-        other = with_subprocesses(rows, workers)
-        line["subprocess_wall_ms"] = round(1e3 * other.wall / count, 2)
-        line["subprocess_cpu_ms"] = round(1e3 * other.cpu / count, 2)
-        line["times_less_wall"] = round(other.wall / ours.wall, 1)
-    print(json.dumps(line), flush=True)
-    return line
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Measure and print one JSON line a set of rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=Path, default=DATA, help="benchmark file for (b); skipped where absent")
     parser.add_argument("--rows", type=int, default=119)
     parser.add_argument("--organism", type=int, default=2000)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=3, help="runs of (a), of which the median counts")
+    parser.add_argument("--workers", type=int, default=2, help="of the batches")
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(args)
     with Grader(workers=1) as grader:
         print(json.dumps({"isolation": grader.isolation["tier"], "cores": os.cpu_count(), "load": os.getloadavg()[0]}))
+    print(json.dumps({"flood_growth_mb": round(flood(), 1)}), flush=True)
     rows = organism_rows(options.organism)
-    rates = [report("(a) organism", rows, options.workers, False)["per_second"] for _ in range(options.repeat)]
-    report("(a) organism, 100 of them", rows[:100], options.workers, True)
-    result = {"organism_per_second": statistics.median(float(str(rate)) for rate in rates)}
+    report("(a) organism", rows, options, baseline=False)
+    report("(a) organism, 100 of them", rows[:100], options)
     if options.problems.is_file():
+        start = time.process_time()
         canonical, hacks = benchmark_rows(options.problems, options.rows)
-        report("(b) canonical", canonical, options.workers, True)
-        report("(b) hack", hacks, options.workers, True)
-        report("(b) both", [*canonical, *hacks], options.workers, True)
-    print(json.dumps({**result, "flood_growth_mb": round(flood(), 1)}))
+        print(json.dumps({"load_cpu_ms": _ms((time.process_time() - start) / len(canonical))}), flush=True)
+        costs = report("(b) canonical", canonical, options) + report("(b) hack", hacks, options)
+        print(json.dumps(costs.summary("(b) both")))
     return 0
 
 

@@ -61,9 +61,8 @@ def weigh(
     status = (code >> 8) & 0xFF if code >= 0 and code & 0x7F == 0 else None
     facts = _read(records, token, len(checks))
     complete = facts.valid and status == FINISHED and observed["stopped"] is None
-    equal = tuple(
-        facts.valid and i in facts.returned and check.holds(facts.returned[i], token) for i, check in enumerate(checks)
-    )
+    payloads = facts.returned if facts.valid else {}
+    equal = tuple([check.holds(payloads.get(i, b""), token) for i, check in enumerate(checks)])
     return Evidence(
         status=status,
         stopped=observed["stopped"],

@@ -26,6 +26,8 @@ END_SECONDS = 5.0
 MAX_DEFINED = 256
 MAX_FRAME = 64 << 20
 _LENGTH = struct.Struct("<I")
+# glibc: an answer's larger objects come from its heap, which it keeps, and not from a mapping each
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 _BOOT = """
 import sys, types
 package = types.ModuleType("vgrout_sandboxed")
@@ -47,7 +49,7 @@ class Worker:
     def __init__(self, limits: Limits, avoided: Sequence[str] = ()) -> None:
         """Start a fresh interpreter (no fork of this process) and wait for its report."""
         self.base = tempfile.mkdtemp(prefix="vgrout-")
-        environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", **_ALLOCATOR}
         command = [sys.executable, "-S", "-s", "-P", "-X", "utf8", "-c", _BOOT, str(Path(__file__).parent)]
         self._process = subprocess.Popen(
             command,

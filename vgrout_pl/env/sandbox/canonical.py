@@ -52,12 +52,14 @@ class NotPlain(Exception):  # noqa: N818  (an outcome, not a failure)
 
 def digest(value: object) -> bytes:
     """Digest of :func:`canonical` bytes, ``DIGEST_SIZE`` long."""
-    return bytes(blake2b(canonical(value), digest_size=DIGEST_SIZE).digest())
+    data: bytes = blake2b(canonical(value), digest_size=DIGEST_SIZE).digest()
+    return data
 
 
 def sealed(value_digest: bytes, token: bytes) -> bytes:
-    """Digest of a digest under the token of one run: what one answer sent is of no use to the next."""
-    return bytes(blake2b(value_digest, key=token, digest_size=DIGEST_SIZE).digest())
+    """Digest of a token and a digest, both of fixed length: what one answer sent is of no use to the next."""
+    data: bytes = blake2b(token + value_digest, digest_size=DIGEST_SIZE).digest()
+    return data
 
 
 def flattened(value: Any, shape: str) -> object:
@@ -87,7 +89,10 @@ def canonical(value: object) -> bytes:
     """
     plain = _LEAVES.get(type(value))
     if plain is not None:
-        return _within_budget([plain(value)])
+        data = plain(value)
+        if len(data) > MAX_BYTES:
+            raise NotPlain("too large")
+        return data
     out: list[bytes] = []
     stack: list[tuple[Iterator[Any], int, int, int]] = []
     items: Iterator[Any] = iter((value,))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import select
 import time
 from dataclasses import dataclass
@@ -66,10 +65,7 @@ class Child:
                 break
         if descriptor is not None:
             os.close(descriptor)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        observed.status = end_tree(self._pid, self.first_of_pids)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        observed.cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        observed.status, observed.cpu_seconds = end_tree(self._pid, self.first_of_pids)
         for pipe in (self._out, self._text):
             os.set_blocking(pipe, False)
             while self._drain(pipe):

@@ -10,34 +10,37 @@ import stat
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def end_tree(main: int, first_of_pids: bool) -> int:
-    """Kill and reap every descendant of this process; return the wait status of ``main``.
+def end_tree(main: int, first_of_pids: bool) -> tuple[int, float]:
+    """Kill and reap every descendant of this process; return the wait status of ``main``, and their CPU seconds.
 
     In a pid namespace whose first process we are, one ``kill(-1)`` reaches all others. Elsewhere we are the subreaper:
     what loses its parent becomes our child, and we kill until there are no children.
     """
-    status = -1
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(main, signal.SIGKILL)
+    if first_of_pids and os.getpid() != 1:
+        raise RuntimeError("kill(-1) outside of an own pid namespace")
+    status, seconds = -1, 0.0
+    _kill(-main)
     while True:
         if first_of_pids:
-            if os.getpid() != 1:
-                raise RuntimeError("kill(-1) outside of an own pid namespace")
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(-1, signal.SIGKILL)
+            _kill(-1)
         try:
-            pid, code = os.waitpid(-1, 0 if first_of_pids else os.WNOHANG)
+            pid, code, usage = os.wait4(-1, 0 if first_of_pids else os.WNOHANG)
+            if pid == 0:
+                for child in descendants(os.getpid()):
+                    _kill(child)
+                pid, code, usage = os.wait4(-1, 0)
         except ChildProcessError:
-            return status
+            return status, seconds
+        seconds += usage.ru_utime + usage.ru_stime
         if pid == main:
             status = code
-        elif pid == 0:
-            for child in descendants(os.getpid()):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(child, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                pid, code = os.waitpid(-1, 0)
-                status = code if pid == main else status
+
+
+def _kill(target: int) -> None:
+    try:
+        os.kill(target, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
 
 
 def descendants(root: int) -> list[int]:

@@ -48,7 +48,7 @@ class Session:
 Probe = Callable[[Session, str | None], object]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Work:
     """One answer to run: everything is known to the fork-server before the fork."""
 
@@ -75,7 +75,9 @@ class Channel:
         """Queue the sealed digest of a value, with one letter for what ``is True`` needs beyond equality."""
         kind = b"B" if type(value) is bool else b"."
         content = digest(flattened(value, shape) if shape else value)
-        self.send(VALUE, index, (sealed(content, self._token) if self._seals else content) + kind)
+        if self._seals:
+            content = sealed(content, self._token)
+        self.send(VALUE, index, content + kind)
 
     def send(self, kind: bytes, index: int = 0, payload: bytes = b"", *, flush: bool = False) -> None:
         """Queue a record, and write the queue where it is long or must survive the process."""

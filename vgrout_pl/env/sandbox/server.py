@@ -7,6 +7,7 @@ answer's own words, and are passed on unread.
 
 from __future__ import annotations
 
+import ast
 import atexit
 import contextlib
 import gc
@@ -19,7 +20,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
 from ..modes import MODES
@@ -39,7 +40,7 @@ from .isolation import (
     site_folders,
 )
 from .runner import Work, fresh_main, run
-from .wire import LENGTH, frame, read_buffer, read_frame, write_all
+from .wire import LENGTH, frame, read_buffer, read_frame, write_all, write_both
 
 OWN_DESCRIPTORS = 32  # numbers below may be in use by the server
 PRELOADED = (
@@ -51,8 +52,9 @@ PRELOADED = (
 
 @dataclass
 class Program:
-    """A problem as the server keeps it: compiled once, run for many answers."""
+    """A problem as the server keeps it: compiled once, run for many answers, which start from copies of ``main``."""
 
+    main: ModuleType
     setup: CodeType
     calls: tuple[CodeType, ...]
     shapes: tuple[str, ...]
@@ -70,7 +72,7 @@ class Server:
         self._isolation, self._folder, self._limits = isolation, folder, limits
         self._programs: dict[int, Program] = {}
         self._answer_folder = os.path.join(folder, "answer")
-        self._main = fresh_main()
+        self._mains: dict[str, tuple[ModuleType, CodeType]] = {}
         self._records = memoryview(mmap.mmap(-1, limits.records_mb << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
@@ -82,11 +84,11 @@ class Server:
                 self._define(request)
             elif "forget" in request:
                 self._programs.clear()
+                self._mains.clear()
             else:
                 observed, records = self._run(request)
                 head = frame(json.dumps(vars(observed)).encode()) + LENGTH.pack(len(records))
-                write_all(self._reply, head)
-                write_all(self._reply, records)
+                write_both(self._reply, head, records)
                 records[:] = bytes(len(records))
 
     def _define(self, request: dict[str, Any]) -> None:
@@ -95,8 +97,11 @@ class Server:
                 importlib.import_module(name)
             except Exception:  # the problem's own setup code will say so
                 continue
+        setup = request["setup"]
+        if setup not in self._mains:
+            self._mains[setup] = _begun(setup, frozenset(request["imports"]))
         self._programs[request["define"]] = Program(
-            compile(request["setup"], "<setup>", "exec", dont_inherit=True),
+            *self._mains[setup],
             tuple(compile(call, f"<test {i}>", "eval", dont_inherit=True) for i, call in enumerate(request["calls"])),
             tuple(request["shapes"]),
             tuple(tuple(entry) for entry in request["entries"]),
@@ -109,7 +114,7 @@ class Server:
         marker = request["marker"]
         response = read_buffer(self._request) if request["answers"] else None
         work = Work(
-            self._main,
+            program.main,
             response,
             program.setup,
             program.calls,
@@ -175,6 +180,33 @@ class Server:
                 return False
             os.rmdir(self._answer_folder)
         return True
+
+
+def _begun(setup: str, importable: frozenset[str]) -> tuple[ModuleType, CodeType]:
+    """A ``__main__`` in which the leading imports of set-up code are done, and the code that is left.
+
+    Done here are statements that import nothing but modules which this process imports anyway; whatever else the
+    set-up code does happens behind the walls of each answer.
+    """
+    body = ast.parse(setup).body
+    count = 0
+    while count < len(body) and _imported_by(body[count]) <= importable:
+        count += 1
+    main = fresh_main()
+    try:
+        exec(compile(ast.Module(body[:count], []), "<setup>", "exec", dont_inherit=True), main.__dict__)
+        return main, compile(ast.Module(body[count:], []), "<setup>", "exec", dont_inherit=True)
+    except Exception:  # the answer's process will say so
+        return fresh_main(), compile(setup, "<setup>", "exec", dont_inherit=True)
+
+
+def _imported_by(statement: ast.stmt) -> set[str]:
+    """Modules that a statement imports, if it does nothing else; else a name that no module has."""
+    if isinstance(statement, ast.Import):
+        return {alias.name for alias in statement.names}
+    if isinstance(statement, ast.ImportFrom) and not statement.level and statement.module != "__future__":
+        return {str(statement.module)}
+    return {""}
 
 
 def main() -> None:

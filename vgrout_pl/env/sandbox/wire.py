@@ -20,6 +20,13 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def write_both(descriptor: int, head: bytes, body: memoryview) -> None:
+    """Write two parts to a blocking descriptor, in one call where it takes them, without a copy of the second."""
+    count = os.writev(descriptor, [head, body])
+    write_all(descriptor, head[count:])
+    write_all(descriptor, body[max(0, count - len(head)) :])
+
+
 def read_buffer(descriptor: int) -> bytearray:
     """Read one frame into a buffer of its own, which leaves no other copy in this process."""
     header = _read_exactly(descriptor, LENGTH.size) or LENGTH.pack(0)
