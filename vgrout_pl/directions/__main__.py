@@ -53,7 +53,7 @@ def run_lint(options: argparse.Namespace) -> int:
     print(_headline(found))
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
-        cells = f"{finding.verdict:4}  {finding.check:{width}}  {finding.value:12}  {finding.limit:20}"
+        cells = f"{finding.verdict:4}  {finding.check:{width}}  {finding.value:12}  {finding.limit:22}"
         print(f"{cells}  {finding.detail}".rstrip())
     return 0 if passed(findings) else 1
 

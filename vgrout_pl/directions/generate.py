@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -160,7 +161,7 @@ def _sampled(
     )
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".draft")
+        draft = file.with_suffix(f".{os.getpid()}.draft")
         draft.write_text(json.dumps({"hack": hack, "clean": clean}))
         draft.replace(file)
     return hack, clean

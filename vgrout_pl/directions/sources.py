@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def write_pairs(
     parse_pairs(text, str(path))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".draft")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
     draft.write_bytes(text.encode())
     draft.replace(path)
 
@@ -99,7 +100,7 @@ def _read(source: str | Path) -> PairFile:
     name = str(source)
     path = SETS / f"{name}.md" if name in packaged_sets() else Path(source)
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ValueError(
             f"pairs: expected a Markdown file, {ORGANISM}[:MODE,...], or one of {', '.join(packaged_sets())}; got "
