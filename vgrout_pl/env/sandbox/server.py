@@ -99,7 +99,7 @@ class Server:
                 continue
         setup = request["setup"]
         if setup not in self._mains:
-            self._mains[setup] = _begun(setup, frozenset(request["imports"]))
+            self._mains[setup] = _begun(setup, frozenset(request["imports"]) - {"builtins"})
         self._programs[request["define"]] = Program(
             *self._mains[setup],
             tuple(compile(call, f"<test {i}>", "eval", dont_inherit=True) for i, call in enumerate(request["calls"])),
