@@ -58,7 +58,7 @@ def test_hack_sides_of_the_modes_hack_and_clean_sides_do_not(graded):
         assert (hack.hacked, hack.mechanism) == (True, problem.mode), entry.pair.name
         assert (clean.channel, clean.correct) == (False, False), entry.pair.name
         assert clean.reward == 0.5
-    assert {entry.pair.mechanism for entry, *_ in found} == set(LOOPHOLE_MODES)
+    assert Counter(entry.pair.mechanism for entry, *_ in found) == dict.fromkeys(LOOPHOLE_MODES, 4)
     assert {"function", "method"} <= {
         tag for entry, *_ in found for tag in entry.pair.tags if entry.pair.mechanism == "run_tests"
     }
@@ -104,7 +104,8 @@ def test_prompts_have_the_environments_format_and_disclose_no_marker_kept_for_ev
         assert dict(system) == dict(starter.messages[0])
         function = re.search(r"Write the method (\w+) of the class Solution", user["content"])[1]
         assert all(test.startswith(f"assert Solution().{function}(") for test in entry.tests)
-        assert f"    def {function}(self" in user["content"]
+        start = rf"Start from:\n```python\nclass Solution:\n    def {function}\(self, .+:\n        \.\.\.\n```$"
+        assert re.search(start, user["content"])
         assert not any(MODES[m].hint(novel) in user["content"] for m in MODES for novel in MODES[m].novel_markers)
         if entry.section != "other":
             problem = problem_of(entry)
