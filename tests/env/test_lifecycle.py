@@ -133,13 +133,13 @@ def test_a_server_that_dies_is_replaced_and_the_answer_graded():
 def test_an_exception_amid_a_batch_does_not_shift_the_next_one(monkeypatch):
     with Grader(workers=1) as grader:
         grader.grade(fenced(CORRECT), problem())
-        collect = grader._collect
+        collect = grader._crew._collect
 
         def interrupted(*args):
-            monkeypatch.setattr(grader, "_collect", collect)
+            monkeypatch.setattr(grader._crew, "_collect", collect)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(grader, "_collect", interrupted)
+        monkeypatch.setattr(grader._crew, "_collect", interrupted)
         with pytest.raises(KeyboardInterrupt):
             grader.grade_batch([(fenced(WRONG), problem())] * 3)
         assert grader.grade(fenced(CORRECT), problem()).correct

@@ -37,8 +37,8 @@ from .isolation import (
     enter_private_root,
     leave_namespaces,
     settle,
-    site_folders,
 )
+from .root import site_folders
 from .runner import Work, fresh_main, run
 from .wire import LENGTH, frame, read_buffer, read_frame, write_all, write_both
 
