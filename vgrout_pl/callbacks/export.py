@@ -9,11 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from peft import PeftModel
 
 from vgrout_pl.adapters import export_as_trained, export_deployed
-from vgrout_pl.preflight import roles
+from vgrout_pl.callbacks.ablation import DeployAblation
+from vgrout_pl.preflight import callbacks_of, roles
 from vgrout_pl.provenance import provenance
-from vgrout_pl.report import Results, cells_markdown
+from vgrout_pl.report import cells_markdown
 from vgrout_pl.report.run import Run
-from vgrout_pl.run_directory import RESULTS_FILE
 
 if TYPE_CHECKING:
     from vgrout_pl.module import GRPOModule
@@ -38,9 +38,9 @@ class ExportAdapter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export what was evaluated, with its evaluation."""
-        results = Path(trainer.default_root_dir) / RESULTS_FILE
-        table = cells_markdown(Results.load(results)) if trainer.is_global_zero and results.is_file() else None
-        self._export(trainer, pl_module, table)
+        evaluated = (c.results for c in callbacks_of(trainer) if isinstance(c, DeployAblation))
+        results = next((found for found in evaluated if found is not None), None)
+        self._export(trainer, pl_module, None if results is None else cells_markdown(results))
 
     def _export(self, trainer: Trainer, pl_module: LightningModule, evaluation: str | None) -> None:
         run = Path(trainer.default_root_dir)
