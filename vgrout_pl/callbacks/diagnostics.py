@@ -28,7 +28,7 @@ class BlockDiagnostics(Callback):
     :class:`~vgrout_pl.adapters.ModuleDiagnostics` with ``step``; what is undefined is null. The model's summary goes to
     the loggers as ``quarantine/{deployed_delta, quarantine_delta, seeded_share, cosine, input_overlap,
     output_overlap}``, NaN in the steps between. Gradients are those before clipping; deltas those before the step.
-    A module costs two small QR decompositions a block: 0.1 s for the embedded organism, some seconds for a 4B model.
+    One measurement takes 0.02 CPU seconds on the embedded organism, 15 on a 4B model.
 
     Args:
         every_n_steps: optimizer steps between two measurements; 0: none.
