@@ -6,13 +6,14 @@
 answer with a vacuous test for each. Compared are, one response at a time, row by row and in turns, so that the
 machine is in the same state for all:
 
-* `grader`: Grader.grade with one warm worker; CPU of this process while it grades and of the worker's whole tree;
+* `grader`: Grader.grade with one warm worker; CPU of this process, of the fork-server and of the answer's processes;
 * `own`: set-up code, answer and asserts by compile and exec in one warm process, CPU and wall measured inside of it;
 * `subprocess`: an interpreter for a strict check, one for a plain check, and one for each of three stubs where the
   answer defines its own tests.
 
 Every repeat has a fresh grader and a fresh own process, so that each response pays for its problem in both;
-`overhead_cpu_ms` is the median over the repeats of (grader - own) per response, with the lowest and the highest beside.
+`overhead_cpu_ms` is the mean of (grader - own) over the responses, the median repeat, with the lowest and the highest
+beside; a few responses compute for seconds, and their noise is in that mean: hence `overhead_median_response`.
 Taking the asserts of a problem apart happens when a file is loaded: `load_cpu_ms` a problem.
 
 Ratios of wall time, subprocess to grader: of the totals (`total`), the median over responses (`median_response`), and
@@ -46,7 +47,6 @@ from vgrout_pl.env.sandbox.cleanup import descendants
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data/leetcode/leetcode_test_medhard.jsonl"
 STUBS = ("0", "[7]", "'stub'")
-TICKS = os.sysconf("SC_CLK_TCK")
 WARM_UP = Problem(id="warm-up", tests=["assert f(1) == 1"], messages=[])
 
 
@@ -65,16 +65,16 @@ class Row:
 
 @dataclass
 class Costs:
-    """Seconds of a set of rows: CPU has one entry a repeat; wall has one a row, of a list of repeats."""
+    """Seconds of a set of rows, by way: a list of repeats for each row; of the batches a number."""
 
-    cpu: dict[str, list[float]] = field(default_factory=lambda: {"grader": [], "own": []})
+    cpu: dict[str, list[list[float]]] = field(default_factory=dict)
     wall: dict[str, list[list[float]]] = field(default_factory=dict)
     batch_wall: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: Costs) -> Costs:
         """Costs of both sets of rows, measured in as many repeats."""
         return Costs(
-            {way: [a + b for a, b in zip(each, other.cpu[way], strict=True)] for way, each in self.cpu.items()},
+            {way: each + other.cpu[way] for way, each in self.cpu.items()},
             {way: each + other.wall[way] for way, each in self.wall.items()},
             {way: each + other.batch_wall[way] for way, each in self.batch_wall.items()},
         )
@@ -82,14 +82,17 @@ class Costs:
     def summary(self, name: str) -> dict[str, object]:
         """Milliseconds a response, and the ratios of wall time."""
         count = len(self.wall["grader"])
-        over = sorted(1e3 * (a - b) / count for a, b in zip(self.cpu["grader"], self.cpu["own"], strict=True))
+        pairs = list(zip(self.cpu["grader"], self.cpu["own"], strict=True))
+        over = [[1e3 * (a - b) for a, b in zip(ours, own, strict=True)] for ours, own in pairs]
+        means = sorted(map(statistics.mean, zip(*over, strict=True)))
         walls = {way: [statistics.median(each) for each in rows] for way, rows in self.wall.items()}
         line: dict[str, object] = {
             "rows": name,
             "responses": count,
-            **{f"{way}_cpu_ms": _ms(statistics.median(each) / count) for way, each in self.cpu.items()},
-            "overhead_cpu_ms": round(statistics.median(over), 2),
-            "overhead_range": [round(over[0], 2), round(over[-1], 2)],
+            **{f"{way}_cpu_ms": _ms(sum(map(statistics.median, each)) / count) for way, each in self.cpu.items()},
+            "overhead_cpu_ms": round(statistics.median(means), 2),
+            "overhead_range": [round(means[0], 2), round(means[-1], 2)],
+            "overhead_median_response": round(statistics.median(map(statistics.median, over)), 2),
             **{f"{way}_wall_ms": _ms(sum(each) / count) for way, each in walls.items()},
             "batch_wall_ms": _ms(self.batch_wall["grader"] / count),
             "per_second": round(count / self.batch_wall["grader"], 1),
@@ -181,13 +184,10 @@ def own_process() -> Any:
         process.kill()
 
 
-def tree_cpu(grader: Grader) -> float:
-    """CPU seconds of all processes of a grader's workers, the ended ones included (in steps of the kernel's ticks)."""
-    total = 0
-    for worker in grader.workers:
-        for pid in (worker.process_id, *descendants(worker.process_id)):
-            total += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
-    return total / TICKS
+def server_cpu(grader: Grader) -> float:
+    """CPU seconds of a grader's fork-servers; what they have forked and reaped is not in it."""
+    pids = [pid for worker in grader.workers for pid in (worker.process_id, *descendants(worker.process_id))]
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)  # clock_getcpuclockid(3)
 
 
 def with_subprocesses(row: Row) -> None:
@@ -209,22 +209,23 @@ def repeat(rows: Sequence[Row], costs: Costs, baseline: bool) -> None:
     ways = ["grader", "own", "subprocess"][: 3 if baseline else 2]
     with Grader(workers=1) as grader, own_process() as own:
         grader.grade(Row("def f(x): return 1", WARM_UP).response, WARM_UP)
-        tree, cpu = tree_cpu(grader), dict.fromkeys(ways, 0.0)
         for i, row in enumerate(rows):
             for way in ways[i % len(ways) :] + ways[: i % len(ways)]:
+                servers = server_cpu(grader)
                 start, before = time.perf_counter(), time.process_time()
-                if way == "grader":
-                    grade = grader.grade(row.response, row.problem)
-                    assert grade.error is None, grade.error
-                elif way == "subprocess":
-                    with_subprocesses(row)
-                wall, used = time.perf_counter() - start, time.process_time() - before
                 if way == "own":
                     wall, used = own(row)
-                cpu[way] += used
+                elif way == "grader":
+                    grade = grader.grade(row.response, row.problem)
+                    wall, used = time.perf_counter() - start, time.process_time() - before
+                    used += server_cpu(grader) - servers + grade.cpu_seconds
+                    assert grade.error is None, grade.error
+                else:
+                    with_subprocesses(row)
+                    wall, used = time.perf_counter() - start, 0.0
                 costs.wall.setdefault(way, [[] for _ in rows])[i].append(wall)
-        costs.cpu["grader"].append(cpu["grader"] + tree_cpu(grader) - tree)
-        costs.cpu["own"].append(cpu["own"])
+                if way != "subprocess":
+                    costs.cpu.setdefault(way, [[] for _ in rows])[i].append(used)
 
 
 def batches(rows: Sequence[Row], costs: Costs, workers: int, baseline: bool) -> None:
