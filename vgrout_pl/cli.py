@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -27,12 +27,16 @@ from vgrout_pl.callbacks import (
 )
 from vgrout_pl.callbacks.checkpoint import WindowCheckpoint
 from vgrout_pl.callbacks.progress import RunProgressBar
+from vgrout_pl.checkpoint_io import chosen_checkpoint
 from vgrout_pl.console import condensed, fail, quiet
 from vgrout_pl.datamodule import ProblemDataModule
 from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.module import GRPOModule
+from vgrout_pl.report.files import write_atomically
+from vgrout_pl.resume import changes_since, described, note_changes, refuse_changed
 from vgrout_pl.routers import Router
-from vgrout_pl.run_directory import clear_run, last_checkpoint, refuse_taken
+from vgrout_pl.run_directory import CONFIG_FILE, clear_run, refuse_taken, told
+from vgrout_pl.signals import stop_at_once
 
 GROUPS = {
     "adapter": RoutedAdapter,
@@ -112,17 +116,15 @@ class RunCLI(LightningCLI):
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Start anew in a run directory that holds a run already."
         )
+        parser.add_argument(
+            "--allow_changed",
+            type=list[str],
+            default=[],
+            help="Settings, or groups of them, that may differ from those that a resumed run began with.",
+        )
         parser.add_lightning_class_args(Router, "router", subclass_mode=True, required=True)
         for group, kind in GROUPS.items():
             parser.add_lightning_class_args(kind, group)
-        parser.set_defaults(
-            {
-                "checkpoint.every_n_train_steps": 10,
-                "checkpoint.save_last": True,
-                "checkpoint.filename": "step{step:06d}",
-                "checkpoint.auto_insert_metric_name": False,
-            }
-        )
         parser.link_arguments("seed_everything", "data.seed")
 
     @property
@@ -134,18 +136,26 @@ class RunCLI(LightningCLI):
         name = config["name"] or f"{router.name}-{config['adapter']['init']}"
         return Path(config["trainer"]["default_root_dir"]) / name / f"seed{config['seed_everything']}"
 
-    @property
-    def checkpoint_dir(self) -> Path:
-        """Where this run's checkpoints are."""
-        return Path(self.config_init[self.subcommand]["checkpoint"].dirpath)
-
     def before_instantiate_classes(self) -> None:
-        """Refuse a run directory that would be written over; set the threads."""
+        """Refuse a run directory that would be written over, find the checkpoint, set the threads."""
         config = self.config[self.subcommand]
         if config["torch_threads"] is not None:
             torch.set_num_threads(config["torch_threads"])
         if self.subcommand == "fit":
             refuse_taken(self.run_dir, config["ckpt_path"], config["overwrite"])
+        self._find_checkpoint()
+
+    def _find_checkpoint(self) -> None:
+        """Resolve ``ckpt_path``; refuse to train on under settings that are silently others than the run's."""
+        config, fitting = self.config[self.subcommand], self.subcommand == "fit"
+        directory = Path(config["checkpoint"]["dirpath"] or self.run_dir / "checkpoints")
+        self.checkpoint = chosen_checkpoint(config["ckpt_path"], directory, required=not fitting)
+        if not fitting or self.checkpoint is None:
+            return
+        changed = changes_since(self.checkpoint, self._parser(self.subcommand).dump(config, skip_none=False))
+        refuse_changed(changed, config["allow_changed"])
+        for line in described(changed):
+            print(f"resumed with {line}", flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Point Lightning at the run directory; fitting always writes metrics.csv, other loggers come beside it."""
@@ -165,20 +175,10 @@ class RunCLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=run_dir, logger=loggers or False, **kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Resolve ``last`` and tell the trainer early, so that a resumed run is not calibrated again."""
+        """Tell the trainer of the checkpoint early, so that a resumed run is not calibrated again."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        path = kwargs.pop("ckpt_path", None)
-        if path == "last" or (path is None and subcommand != "fit"):
-            path = last_checkpoint(self.checkpoint_dir)
-            if path is None and subcommand != "fit":
-                raise ValueError(
-                    f"ckpt_path: expected a checkpoint in {self.checkpoint_dir}; found none; give --ckpt_path"
-                )
-            if path is None:
-                print(f"no checkpoint in {self.checkpoint_dir} yet: starting from the first step", flush=True)
-        if path is not None and not Path(path).exists():
-            raise ValueError(f"ckpt_path: expected an existing checkpoint, or last; got {path}; check the path")
-        self.trainer.ckpt_path = path
+        kwargs.pop("ckpt_path", None)
+        self.trainer.ckpt_path = self.checkpoint
         return kwargs
 
     def after_fit(self) -> None:
@@ -190,7 +190,8 @@ class RunCLI(LightningCLI):
 class SaveRunConfig(SaveConfigCallback):
     """Save the complete configuration as ``<run>/config.yaml``, re-runnable, once everything else was accepted.
 
-    ``overwrite`` and ``ckpt_path`` are orders for one start, not part of the experiment: saved as false and null.
+    ``overwrite``, ``ckpt_path`` and ``allow_changed`` are orders for one start, not part of the experiment: saved as
+    their defaults.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -198,17 +199,25 @@ class SaveRunConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear the run directory where that was asked for, and save."""
-        if self.config["overwrite"] and trainer.is_global_zero:
-            clear_run(Path(trainer.default_root_dir))
-        self.config = self.config.clone()
-        self.config["overwrite"], self.config["ckpt_path"] = False, None
-        super().setup(trainer, pl_module, "fit")
+        if not trainer.is_global_zero:
+            return
+        run_dir = Path(trainer.default_root_dir)
+        if self.config["overwrite"]:
+            clear_run(run_dir)
+        saved = self.config.clone()
+        saved["overwrite"], saved["ckpt_path"], saved["allow_changed"] = False, None, []
+        text = self.parser.dump(saved, skip_none=False)
+        if trainer.ckpt_path is not None:
+            note_changes(run_dir, Path(trainer.ckpt_path), text, cast(GRPOModule, pl_module).trained_steps)
+        write_atomically(run_dir / CONFIG_FILE, text)
 
 
+@stop_at_once()
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 1 or 2, not a traceback.
 
-    Set ``VGROUT_TRACEBACK=1`` to see where an error was raised.
+    SIGINT and SIGTERM end it with 130 and 143: during training after the window under way, with a checkpoint. Set
+    ``VGROUT_TRACEBACK=1`` to see where an error was raised.
     """
     quiet()
     try:
@@ -228,4 +237,5 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("VGROUT_TRACEBACK"):
             raise
-        raise SystemExit(fail(" ".join(str(error).split()))) from None
+        message = told(error) if isinstance(error, OSError) else str(error)
+        raise SystemExit(fail(" ".join(message.split()))) from None

@@ -11,9 +11,10 @@ import lightning as L
 from vgrout_pl.env import Problem, load_problems, novel_marker, training_marker
 from vgrout_pl.env.modes import MODES
 from vgrout_pl.policy import ORGANISM, load_tokenizer
+from vgrout_pl.preflight import callbacks_of
 from vgrout_pl.rollout import encode_prompts
 from vgrout_pl.seeding import derived_seed, derived_uniform
-from vgrout_pl.types import EvalBatch, Window
+from vgrout_pl.types import EvalBatch, Window, WindowBoundary
 
 EVAL_CELLS = (("test", "novel"), ("test", "training"), ("test", "none"), ("train", "training"))
 
@@ -204,6 +205,14 @@ class ProblemDataModule(L.LightningDataModule):
     def train_dataloader(self) -> WindowLoader:
         """Windows of the whole run."""
         return WindowLoader(self, self._trainer)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Tell callbacks that one window is over and the next not yet drawn."""
+        if isinstance(batch, Window) and batch.is_first:
+            for callback in callbacks_of(self._trainer):
+                if isinstance(callback, WindowBoundary):
+                    callback.on_window_boundary(self._trainer, self._trainer.lightning_module)
+        return batch
 
     # ---------------------------------------------------------------- evaluation cells
 

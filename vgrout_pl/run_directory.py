@@ -1,35 +1,38 @@
-"""The directory of a run: what is in it, and when it may be written to."""
+"""The directory of a run: what is in it, when it may be written to, and how lines are added to its files."""
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
 RESULTS_FILE = "eval.json"
 METRICS_FILE = "metrics.csv"
 BLOCKS_FILE = "blocks.jsonl"
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The newest ``last*.ckpt`` of a directory, None where there is none."""
-    found = sorted(directory.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
+REPORT_FILE = "report.md"
+CHANGES_FILE = "changes.jsonl"
+CONFIG_FILE = "config.yaml"
+WRITTEN = (METRICS_FILE, "rollouts.jsonl", BLOCKS_FILE, RESULTS_FILE, REPORT_FILE, CHANGES_FILE, CONFIG_FILE)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def refuse_taken(run_dir: Path, ckpt_path: str | None, overwrite: bool) -> None:
     """Raise unless a run may be written to ``run_dir``.
 
     Raises:
-        ValueError: it holds a finished run, or an unfinished one that is not being resumed; or it shall be both
-            resumed and written over.
+        ValueError: it cannot be written to; it holds a finished run (its report is written last), or an unfinished one
+            that is not being resumed; or it shall be both resumed and written over.
     """
     if overwrite and ckpt_path is not None:
         raise ValueError(
             f"overwrite: expected false beside a ckpt_path; got true and {ckpt_path}; a run is resumed or started anew"
         )
+    _refuse_unwritable(run_dir)
     if overwrite:
         return
-    if (run_dir / RESULTS_FILE).exists():
+    evaluated, reported = (run_dir / RESULTS_FILE).exists(), (run_dir / REPORT_FILE).exists()
+    if evaluated and (reported or ckpt_path is None):
         raise ValueError(
             f"run directory: expected an unused one; {run_dir} holds a finished run; give another --name or "
             "--seed_everything, or --overwrite true"
@@ -41,9 +44,52 @@ def refuse_taken(run_dir: Path, ckpt_path: str | None, overwrite: bool) -> None:
         )
 
 
+def _refuse_unwritable(run_dir: Path) -> None:
+    """Ask the nearest directory that exists, so that a refusal leaves no trace."""
+    nearest = next(path for path in (run_dir, *run_dir.absolute().parents) if os.path.lexists(path))
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        kind = "may not be written to" if nearest.is_dir() else "is no directory"
+        raise ValueError(
+            f"run directory: expected one that can be written; {nearest} {kind}; give another "
+            "--trainer.default_root_dir"
+        )
+
+
 def clear_run(run_dir: Path) -> None:
     """Remove what an earlier run wrote to ``run_dir``; nothing else in it is touched."""
-    for name in (METRICS_FILE, "rollouts.jsonl", BLOCKS_FILE, RESULTS_FILE, "report.md", "config.yaml", "hparams.yaml"):
+    for name in WRITTEN:
         (run_dir / name).unlink(missing_ok=True)
     for name in ("checkpoints", "deployed", "plots"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add ``data`` to a file, all of it or nothing; it is on the disk when this returns.
+
+    Raises:
+        OSError: it could not be written; the file is as it was.
+    """
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError as error:
+            file.truncate(before)
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        except BaseException:
+            file.truncate(before)
+            raise
+
+
+def told(error: OSError) -> str:
+    """Say in one line what could not be read or written, and what to do."""
+    if error.errno in FULL:
+        where = f" at {error.filename}" if error.filename else ""
+        return (
+            f"disk: expected room to write; got {error.strerror!r}{where}; finished steps up to the last checkpoint "
+            "are safe: make room, then resume with --ckpt_path last"
+        )
+    return str(error)

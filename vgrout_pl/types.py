@@ -30,6 +30,11 @@ class Window:
         self.update, self.updates = update, updates
 
     @property
+    def is_first(self) -> bool:
+        """Whether the window begins with this micro-batch."""
+        return self.micro == 0 and self.update == 0
+
+    @property
     def is_last(self) -> bool:
         """Whether the window is over after this micro-batch."""
         return self.micro == self.micro_batches - 1 and self.update == self.updates - 1
@@ -130,6 +135,17 @@ class WindowObserver:
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, rollouts: Rollouts, labels: Labels) -> None:
         """Look at a window after it was graded and routed, before its first backward pass."""
+        raise NotImplementedError
+
+
+class WindowBoundary:
+    """Mix-in of callbacks that act between two windows (checkpoints, guards).
+
+    Everything of the steps before is done then, logging and validation included, and nothing of the next window is.
+    """
+
+    def on_window_boundary(self, trainer: Trainer, module: LightningModule) -> None:
+        """Act before a window is drawn; called on all processes, before the first window too."""
         raise NotImplementedError
 
 
