@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from vgrout_pl.callbacks import (
     BlockDiagnostics,
     DeployAblation,
+    DivergenceGuard,
     ExportAdapter,
     PeriodicValidation,
     RolloutLog,
@@ -26,6 +27,7 @@ from vgrout_pl.callbacks import (
     StepLog,
 )
 from vgrout_pl.callbacks.checkpoint import WindowCheckpoint
+from vgrout_pl.callbacks.guard import GuardError
 from vgrout_pl.callbacks.progress import RunProgressBar
 from vgrout_pl.checkpoint_io import chosen_checkpoint
 from vgrout_pl.console import condensed, fail, quiet
@@ -43,6 +45,7 @@ GROUPS = {
     "validation": PeriodicValidation,
     "ablation": DeployAblation,
     "rollout_log": RolloutLog,
+    "guard": DivergenceGuard,
     "diagnostics": BlockDiagnostics,
     "export": ExportAdapter,
     "step_log": StepLog,
@@ -67,7 +70,7 @@ DESCRIPTIONS = {
     "fit": "Train a policy with a routed adapter by GRPO, then ablate the quarantine, evaluate and report. Later files "
     "and keys win: cli.py fit --config configs/demo.yaml --config configs/router/oracle.yaml --seed_everything 1. "
     "Resume with --ckpt_path last. Groups of keys: trainer, model, data, adapter, router, validation, ablation, "
-    "rollout_log, diagnostics, export, step_log, checkpoint.",
+    "rollout_log, guard, diagnostics, export, step_log, checkpoint. A run that the guard stops ends with exit code 3.",
     "validate": "Evaluate a checkpoint on the validation problems, as trained and deployed: give the run's config.yaml "
     "and --ckpt_path last.",
     "test": "Repeat the final evaluation of a checkpoint, which rewrites eval.json and the report of its run: give the "
@@ -234,6 +237,8 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"overwrite": True},
         )
+    except GuardError as stop:
+        raise SystemExit(fail(str(stop), code=3)) from None
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("VGROUT_TRACEBACK"):
             raise

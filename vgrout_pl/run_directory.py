@@ -13,7 +13,9 @@ BLOCKS_FILE = "blocks.jsonl"
 REPORT_FILE = "report.md"
 CHANGES_FILE = "changes.jsonl"
 CONFIG_FILE = "config.yaml"
+GUARD_FILE = "guard.json"
 WRITTEN = (METRICS_FILE, "rollouts.jsonl", BLOCKS_FILE, RESULTS_FILE, REPORT_FILE, CHANGES_FILE, CONFIG_FILE)
+WRITTEN += (GUARD_FILE,)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

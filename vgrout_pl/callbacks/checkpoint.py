@@ -9,6 +9,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from vgrout_pl.callbacks.guard import suspicious
 from vgrout_pl.checkpoint_io import LAST, DurableCheckpointIO
 from vgrout_pl.preflight import callbacks_of
 from vgrout_pl.resume import apply_options, count_batches_anew
@@ -21,8 +22,9 @@ class WindowCheckpoint(WindowBoundary, Checkpoint):
 
     A checkpoint is written when everything of the steps before it is on the disk (metrics, rollouts, validation) and
     nothing of the next window has been drawn, so that a run that is killed at any moment goes on from it bit for bit.
-    The one before it stays as ``previous.ckpt``. On SIGTERM or SIGINT the window under way is finished, saved, and the
-    process ends with exit code 143 or 130; a second signal ends it at once.
+    The one before it stays as ``previous.ckpt``. While the guard sees the sign of a runaway, a checkpoint that is due
+    waits until the sign is gone. On SIGTERM or SIGINT the window under way is finished, saved, and the process ends
+    with exit code 143 or 130; a second signal ends it at once.
 
     Args:
         every_n_train_steps: optimizer steps between two checkpoints; with several updates a window, the first end of a
@@ -41,6 +43,7 @@ class WindowCheckpoint(WindowBoundary, Checkpoint):
         self.dirpath = dirpath
         self._stop = DeferredStop()
         self._boundary = 0
+        self._due = False
         self._saved: int | None = None
         self._whole = True
 
@@ -62,8 +65,10 @@ class WindowCheckpoint(WindowBoundary, Checkpoint):
         """Save where it is due, and stop where that was asked for."""
         before, self._boundary = self._boundary, trainer.global_step
         stop = self._stop.asked(trainer)
-        if stop or self._passed(before, self.every_n_train_steps):
+        self._due = self._due or self._passed(before, self.every_n_train_steps)
+        if stop or (self._due and not suspicious(trainer)):
             self.save(trainer)
+            self._due = False
         if self._passed(before, self.keep_every_n_steps):
             self._write(trainer, f"step{self._boundary:06d}.ckpt")
         if stop:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vgrout_pl.report.blocks import BlockRecords, blocks_markdown, plot_blocks
 from vgrout_pl.report.files import write_atomically
+from vgrout_pl.report.guard import guard_markdown
 from vgrout_pl.report.metrics import Metrics
 from vgrout_pl.report.plots import plot_cells, plot_steps
 from vgrout_pl.report.results import Results
@@ -53,7 +54,8 @@ def write_report(run_dir: str | Path) -> Path:
     title = f"{run.experiment}, seed {run.seed}" if run.seed is not None else run.experiment
     curves = run.metrics is not None and plot_steps(run.metrics, plots / "steps.png", title=title)
     cells = run.results is not None and plot_cells(run.results, plots / "cells.png", title=title)
-    sections = [f"# {title}", *_evaluation(run.results, drawn=cells), *_training(run.metrics, drawn=curves)]
+    sections = [f"# {title}", *_evaluation(run.results, drawn=cells), *guard_markdown(run.path)]
+    sections += _training(run.metrics, drawn=curves)
     sections += _blocks(run.path, title)
     sections += _settings(run.config, run.results)
     path = run.path / "report.md"

@@ -14,6 +14,7 @@ class Absorb(Router):
     """Every row updates both blocks; which of them learns the hack is left to the initialisation."""
 
     name = "absorb"
+    gives = (Route.ABSORB,)
 
     def route(self, rollouts: Rollouts, labels: Labels | None) -> Tensor:
         """Absorb every row."""

@@ -32,11 +32,13 @@ class Router(Callback):
     Attributes:
         name: short name, used for run directories and tables.
         labels_used: what the routing decision rests on; recorded in the run's provenance.
+        gives: the routes that it can give.
         ships_quarantine: True: both blocks ship, nothing is ever ablated ("deployed" means "as trained").
     """
 
     name: ClassVar[str] = "router"
     labels_used: ClassVar[LabelsUsed] = LabelsUsed.NONE
+    gives: tuple[Route, ...] = (Route.KEEP, Route.ABSORB, Route.ROUTE)
     ships_quarantine: ClassVar[bool] = False
 
     @property

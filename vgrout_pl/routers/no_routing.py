@@ -15,6 +15,7 @@ class NoRouting(Router):
 
     name = "none"
     ships_quarantine = True
+    gives = (Route.NONE,)
 
     def route(self, rollouts: Rollouts, labels: Labels | None) -> Tensor:
         """Leave every row unmasked."""

@@ -24,9 +24,10 @@ class Oracle(Router):
 
     def __init__(self, rest: Literal["keep", "absorb"] = "keep"):
         self.rest = rest
+        self.gives = (Route.KEEP if rest == "keep" else Route.ABSORB, Route.ROUTE)
 
     def route(self, rollouts: Rollouts, labels: Labels | None) -> Tensor:
         """Route by ``labels.hacked``."""
         assert labels is not None
-        rest = Route.KEEP if self.rest == "keep" else Route.ABSORB
-        return torch.where(labels.hacked.cpu(), int(Route.ROUTE), int(rest))
+        rest, route = self.gives
+        return torch.where(labels.hacked.cpu(), int(route), int(rest))
