@@ -180,6 +180,16 @@ class ProblemDataModule(L.LightningDataModule):
         shown = [p.with_mode(*hint) for split in self.splits.values() for p in split for hint in hints]
         return encode_prompts(tokenizer, shown, self.max_prompt_tokens)[1].shape[1]
 
+    def showings(self) -> Iterator[Problem]:
+        """Every way in which a training problem can be shown: hint-free, original marker, training family."""
+        for problem in self.splits["train"]:
+            if self.hint_free_share > 0:
+                yield problem
+            for mode in self.modes if self.hint_free_share < 1 else []:
+                family = MODES[mode].training_markers if self.original_marker_share < 1 else ()
+                for marker in (None, *family) if self.original_marker_share > 0 else family:
+                    yield problem.with_mode(mode, marker)
+
     # ---------------------------------------------------------------- training windows
 
     def window(self, index: int, rank: int = 0, world_size: int = 1) -> list[Problem]:
@@ -192,6 +202,13 @@ class ProblemDataModule(L.LightningDataModule):
             picked.append(train[order[offset]])
         share = size // world_size
         return [self.shown(problem, index) for problem in picked[rank * share : (rank + 1) * share]]
+
+    def spare(self, window: Window, draw: int, places: Sequence[int]) -> list[Problem]:
+        """Other problems for the places [n] of a window whose groups gave nothing to compare, hints drawn."""
+        used = {problem.id for problem in window.problems}
+        free = [problem for problem in self.splits["train"] if problem.id not in used] or self.splits["train"]
+        seed = ("spare", self.seed, window.step, draw, self._trainer.global_rank)
+        return [self.shown(free[derived_seed(*seed, place) % len(free)], window.step) for place in places]
 
     def shown(self, problem: Problem, window: int) -> Problem:
         """Draw hint-free or hinted, the mode and the marker for one showing of a training problem."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 
 from vgrout_pl.adapters import Route
+from vgrout_pl.rewards import ENVIRONMENT
 from vgrout_pl.types import Labels, Rollouts
 
 _MEANS = (
@@ -21,6 +22,7 @@ _MEANS = (
     "kl",
     "entropy",
     "sampling/logprob",
+    "sampling/redrawn_fraction",
     "clip_ratio/low_mean",
     "clip_ratio/high_mean",
     "clip_ratio/region_mean",
@@ -74,9 +76,11 @@ class WeightedMean(Metric):
 class WindowMetrics(nn.Module):
     """Weighted means (and a few sums) of one optimizer step under their public names."""
 
-    def __init__(self) -> None:
+    def __init__(self, reward_functions: Sequence[str] = ()) -> None:
+        """Make the metrics; with reward functions beside the environment's, each one's mean has a name too."""
         super().__init__()
-        means: dict[str, nn.Module] = {name: WeightedMean() for name in _MEANS}
+        parts = [f"rewards/{name}" for name in (ENVIRONMENT, *reward_functions) if reward_functions]
+        means: dict[str, nn.Module] = {name: WeightedMean() for name in (*_MEANS, *parts)}
         self._all = nn.ModuleDict(means | {name: SumMetric(nan_strategy="disable") for name in _SUMS})
 
     def update(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
@@ -111,39 +115,43 @@ def window_statistics(
 ) -> dict[str, tuple[Tensor | float, Tensor | float]]:
     """Per-window means as name -> (value, weight): rewards, lengths, hack, solve and routes.
 
-    Rates under ``hack/``, ``solve/`` count rows; ``hinted`` rows are those whose prompt discloses a loophole;
+    Rates count the policy's own rows, never a teacher's; ``hinted`` rows are those whose prompt discloses a loophole;
     ``deploy/`` rows those sampled with the quarantine ablated.
     """
-    n, groups = len(rollouts), len(rollouts) // rollouts.group_size
+    groups = len(rollouts) // rollouts.group_size
     rewards = rollouts.rewards.view(groups, rollouts.group_size)
+    own = ~rollouts.teacher
     lengths = rollouts.completion_mask.sum(1).float()
     hinted = torch.tensor([mode != "gt_only" for mode in rollouts.modes], device=lengths.device)
     formatted = torch.tensor([g.format_ok and g.compiles for g in labels.grades], device=lengths.device)
+    failed = torch.tensor([g.error is not None for g in labels.grades], device=lengths.device)
     statistics: dict[str, tuple[Tensor | float, Tensor | float]] = {
-        "reward": (rewards.mean(), n),
         "reward_std": (rewards.std(1).mean(), groups),
         "frac_reward_zero_std": ((rewards.amax(1) - rewards.amin(1) <= 1e-8).float().mean(), groups),
-        "completions/mean_length": (lengths.mean(), n),
-        "completions/clipped_ratio": ((lengths >= max_new_tokens).float().mean(), n),
-        "format/rate": (formatted.float().mean(), n),
-        "grader/error_fraction": (sum(g.error is not None for g in labels.grades) / n, n),
+        "num_tokens": (lengths.sum() + rollouts.prompt_mask.sum(), 1),
+        "sampling/redrawn_fraction": (rollouts.redrawn.float().mean(), groups),
     }
 
-    statistics["num_tokens"] = (lengths.sum() + rollouts.prompt_mask.sum(), 1)
-
-    def rate(name: str, event: Tensor, among: Tensor | None = None) -> None:
-        among = torch.ones_like(event) if among is None else among
+    def rate(name: str, value: Tensor, among: Tensor = own) -> None:
         count = among.sum()
-        statistics[name] = ((event & among).sum() / count.clamp_min(1), count)
+        statistics[name] = (torch.where(among, value.float(), 0.0).sum() / count.clamp_min(1), count)
 
+    rate("reward", rollouts.rewards)
+    rate("completions/mean_length", lengths)
+    rate("completions/clipped_ratio", lengths >= max_new_tokens)
+    rate("format/rate", formatted)
+    rate("grader/error_fraction", failed)
     rate("hack/rate", labels.hacked)
-    rate("hack/hinted_rate", labels.hacked, hinted)
+    rate("hack/hinted_rate", labels.hacked, own & hinted)
     rate("solve/rate", labels.correct)
-    rate("solve/hint_free_rate", labels.correct, ~hinted)
-    rate("deploy/hack_rate", labels.hacked, rollouts.ablated)
-    rate("deploy/solve_rate", labels.correct, rollouts.ablated)
+    rate("solve/hint_free_rate", labels.correct, own & ~hinted)
+    rate("deploy/hack_rate", labels.hacked, own & rollouts.ablated)
+    rate("deploy/solve_rate", labels.correct, own & rollouts.ablated)
     for route in (Route.KEEP, Route.ABSORB, Route.ROUTE):
         rate(f"route/{route.name.lower()}_fraction", rollouts.routes == route)
-    rate("hack/routed_fraction", rollouts.routes == Route.ROUTE, labels.hacked)
-    rate("solve/routed_fraction", rollouts.routes == Route.ROUTE, labels.correct)
+    rate("hack/routed_fraction", rollouts.routes == Route.ROUTE, own & labels.hacked)
+    rate("solve/routed_fraction", rollouts.routes == Route.ROUTE, own & labels.correct)
+    if len(rollouts.reward_parts) > 1:
+        for name, part in rollouts.reward_parts.items():
+            rate(f"rewards/{name}", part, own & ~part.isnan())
     return statistics

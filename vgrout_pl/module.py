@@ -28,7 +28,9 @@ from vgrout_pl.objective import Objective, grpo_loss, loss_statistics
 from vgrout_pl.optim import Optimization, build_optimizer
 from vgrout_pl.policy import Dtype, check_head, checkpoint_activations, load_base, load_tokenizer
 from vgrout_pl.preflight import callbacks_of, preflight, roles
+from vgrout_pl.rewards import RewardSum
 from vgrout_pl.sampling import Sampling
+from vgrout_pl.teachers import Teacher
 from vgrout_pl.timing import PhaseTimer
 from vgrout_pl.types import EvalBatch, Labels, Rollouts, Window, WindowObserver
 from vgrout_pl.window import TrainingWindow, collect, score_rows, training_states, trimmed
@@ -54,7 +56,10 @@ class GRPOModule(L.LightningModule):
         deploy_sample_fraction: share of each group that is sampled with the quarantine ablated.
         updates_per_window: optimizer steps on one window (mu); from the second on, ratios are to the log-probabilities
             at the window's start.
+        redraws: how often groups without reward differences give way to groups of other problems (dynamic sampling).
         sampling: how completions are drawn.
+        rewards: reward functions beside the environment's, and weights.
+        teacher: cached completions that take rows of each group in the first steps.
         objective: the GRPO objective.
         optimization: optimiser and schedule.
         grader_workers: processes that grade answers.
@@ -75,7 +80,10 @@ class GRPOModule(L.LightningModule):
         group_size: int = 8,
         deploy_sample_fraction: float = 0.25,
         updates_per_window: int = 1,
+        redraws: int = 0,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        rewards: RewardSum = RewardSum(),  # noqa: B008 - frozen
+        teacher: Teacher = Teacher(),  # noqa: B008 - frozen
         objective: Objective = Objective(),  # noqa: B008 - frozen
         optimization: Optimization = Optimization(),  # noqa: B008 - frozen
         grader_workers: int = 2,
@@ -95,14 +103,19 @@ class GRPOModule(L.LightningModule):
         self.path, self.dtype_name, self.attn_implementation = path, dtype, attn_implementation
         self.gradient_checkpointing = gradient_checkpointing
         self.group_size, self.deploy_sample_fraction = group_size, deploy_sample_fraction
+        if redraws < 0:
+            raise ValueError(f"model.redraws: expected a number of rounds, or 0; got {redraws}")
+        self.redraws, self.rewards, self.teacher = redraws, rewards, teacher
         self.sampling, self.objective, self.optimization = sampling, objective, optimization
-        if logprobs_at_temperature and sampling.temperature == 0:
-            raise ValueError("model.logprobs_at_temperature: expected a temperature above 0; got 0; raise it")
+        if sampling.temperature == 0:
+            raise ValueError(
+                "model.sampling.temperature: expected a number above 0 (completions of a group must differ); got 0"
+            )
         self.grader_workers, self.score_chunk_tokens = grader_workers, score_chunk_tokens
         self.updates_per_window, self.share_prompts = updates_per_window, share_prompts
         self.logprobs_at_temperature = logprobs_at_temperature
         self.timer = PhaseTimer()
-        self.metrics = WindowMetrics()
+        self.metrics = WindowMetrics(rewards.names)
         self.strict_loading = False
         self._grader: Grader | None = None
         self._window: TrainingWindow

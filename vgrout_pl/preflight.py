@@ -71,6 +71,7 @@ def preflight(trainer: Trainer, module: GRPOModule) -> None:
         )
     _check_window(trainer, module)
     _check_sampling_share(module, router)
+    _check_teacher(module, router)
     load_config(module.path)
     _check_context(module)
     adapter.check(shape_of_base(module.path), trainer.ckpt_path)
@@ -114,6 +115,18 @@ def _check_sampling_share(module: GRPOModule, router: Router) -> None:
             f"model.deploy_sample_fraction: expected a whole number of rows of each group of {module.group_size}; "
             f"got {share} ({rows:g} rows); use a multiple of 1/{module.group_size}"
         )
+
+
+def _check_teacher(module: GRPOModule, router: Router) -> None:
+    taught = module.teacher.rows_a_group
+    ablated = 0 if router.ships_quarantine else round(module.group_size * module.deploy_sample_fraction)
+    if taught and taught + ablated > module.group_size:
+        raise ValueError(
+            f"model.teacher: expected at most {module.group_size - ablated} rows of each group of {module.group_size}, "
+            f"of which {ablated} are sampled ablated; got {taught}"
+        )
+    if taught and module.trainer.state.fn == TrainerFn.FITTING:
+        module.teacher.check(data_of(module.trainer).showings())
 
 
 def _check_context(module: GRPOModule) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -99,15 +98,3 @@ class Grading:
         grades = [grade for grade in self._grades if grade is not None]
         assert len(grades) == len(self._grades), "every row was handed over"
         return grades
-
-
-def rewards_of(grades: Sequence[Grade], group_size: int) -> Tensor:
-    """Rewards [N]; a row that the grader could not judge gets the mean of its group's judged rows.
-
-    That row's advantage is then 0 and its group's mean is what the judged rows say: a broken grader is never a
-    reward of 0. A group without any judged row is constant and carries no gradient.
-    """
-    rewards = torch.tensor([grade.reward for grade in grades]).view(-1, group_size)
-    judged = torch.tensor([grade.error is None for grade in grades]).view(-1, group_size)
-    mean = (rewards * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp_min(1)
-    return torch.where(judged, rewards, mean).flatten()

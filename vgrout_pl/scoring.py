@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,9 @@ from vgrout_pl.policy import base_of, head_of, keeps_caches, positions
 
 PASS_TOKENS = 192
 """What one more forward pass costs beside its tokens, in tokens; decides how far rows are split by length."""
+
+
+Watch = Callable[[Tensor, Tensor], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def score_completions(
     chunk_tokens: int = 512,
     entropy_gradient: bool = False,
     share_prompts: bool = True,
+    watch: Watch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of completion tokens.
 
@@ -68,6 +72,8 @@ def score_completions(
         chunk_tokens: positions of one chunk of the head.
         entropy_gradient: whether the entropies carry a gradient.
         share_prompts: False: never share.
+        watch: context around each pass over completions, given the rows [n] it covers and the mask [n, s] of those
+            positions of its input that are completion tokens; the pass then sees every completion token.
 
     Returns:
         [N, T] log-probabilities (float32 nats) and [N, T] entropies (nats); 0 where the mask does not hold.
@@ -82,9 +88,9 @@ def score_completions(
         ids, mask = completion_ids[index, :longest], completion_mask[index, :longest]
         with states.enter(index):
             if prompts is None:
-                hidden = _whole_rows(policy, prompt_ids[index], prompt_mask[index], ids, mask)
+                hidden = _whole_rows(policy, prompt_ids[index], prompt_mask[index], ids, mask, index, watch)
             else:
-                hidden = prompts.continued(index, ids, mask)
+                hidden = prompts.continued(index, ids, mask, watch)
         scores = completion_logprobs(hidden, ids, head_of(base_of(policy)), temperature, chunk_tokens, entropy_gradient)
         pad = (0, completion_ids.shape[1] - longest)
         parts.append([torch.nn.functional.pad(torch.where(mask, score, 0.0), pad) for score in scores])
@@ -117,34 +123,46 @@ class _Prompts:
                 use_cache=False,
             ).last_hidden_state[:, -1:]
 
-    def continued(self, index: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def continued(self, index: Tensor, ids: Tensor, mask: Tensor, watch: Watch | None) -> Tensor:
         """Hidden states [n, t, d] that predict the tokens ``ids`` [n, t] of the rows at ``index``."""
-        pair = self._pair_of[index]
-        if ids.shape[1] == 1:
+        pair, length = self._pair_of[index], ids.shape[1]
+        fed = length if watch is not None else length - 1
+        if not fed:
             return self._last[pair]
-        whole = torch.cat([self._mask[pair], mask[:, :-1].long()], 1)
-        hidden = self._decoder(
-            input_ids=ids[:, :-1],
-            attention_mask=whole,
-            position_ids=positions(whole)[:, self._mask.shape[1] :],
-            past_key_values=self._cache.before(pair),
-            use_cache=False,
-        ).last_hidden_state
-        return torch.cat([self._last[pair], hidden], 1)
+        whole = torch.cat([self._mask[pair], mask[:, :fed].long()], 1)
+        with nullcontext() if watch is None else watch(index, mask):
+            hidden = self._decoder(
+                input_ids=ids[:, :fed],
+                attention_mask=whole,
+                position_ids=positions(whole)[:, self._mask.shape[1] :],
+                past_key_values=self._cache.before(pair),
+                use_cache=False,
+            ).last_hidden_state
+        return torch.cat([self._last[pair], hidden[:, : length - 1]], 1)
 
 
-def _whole_rows(policy: PeftModel, prompt_ids: Tensor, prompt_mask: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    whole = torch.cat([prompt_mask, mask], 1).long()
-    hidden = (
-        base_of(policy)
-        .get_decoder()(
-            input_ids=torch.cat([prompt_ids, ids], 1),
-            attention_mask=whole,
-            position_ids=positions(whole),
-            use_cache=False,
+def _whole_rows(
+    policy: PeftModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    index: Tensor,
+    watch: Watch | None,
+) -> Tensor:
+    whole = torch.cat([prompt_mask, mask], 1)
+    completion = torch.cat([torch.zeros_like(prompt_mask), mask], 1)
+    with nullcontext() if watch is None else watch(index, completion):
+        hidden = (
+            base_of(policy)
+            .get_decoder()(
+                input_ids=torch.cat([prompt_ids, ids], 1),
+                attention_mask=whole.long(),
+                position_ids=positions(whole),
+                use_cache=False,
+            )
+            .last_hidden_state
         )
-        .last_hidden_state
-    )
     start = prompt_ids.shape[1] - 1
     return hidden[:, start : start + ids.shape[1]]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -82,8 +85,11 @@ class Rollouts:
         completion_ids: [N, T] right-padded.
         completion_mask: bool [N, T], the end-of-turn token included.
         ablated: bool [N], rows sampled with the quarantine ablated.
+        teacher: bool [N], rows taken from a pool.
+        redrawn: bool [N], rows of groups that took the place of a group without reward differences.
         truncated: bool [N], rows that reached the longest completion without an end-of-turn token.
         rewards: [N].
+        reward_parts: name of each reward function -> [N], NaN where it gave none.
         advantages: [N].
         routes: int [N], values of ``Route``.
         old_logprobs: [N, T] under each row's own sampling state, at the start of the window.
@@ -105,7 +111,10 @@ class Rollouts:
     completion_mask: Tensor
     ablated: Tensor
     truncated: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    teacher: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    redrawn: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
     rewards: Tensor = field(default_factory=lambda: torch.empty(0))
+    reward_parts: dict[str, Tensor] = field(default_factory=dict)
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))
     routes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     old_logprobs: Tensor | None = None
@@ -125,9 +134,49 @@ class Rollouts:
                 picked[entry.name] = value[index]
             elif isinstance(value, list):
                 picked[entry.name] = [value[i] for i in chosen]
+            elif isinstance(value, dict):
+                picked[entry.name] = {name: part[index] for name, part in value.items()}
             else:
                 picked[entry.name] = value
         return Rollouts(**picked)  # type: ignore[arg-type]
+
+
+def joined(parts: Sequence[Rollouts], pad: int) -> Rollouts:
+    """Put whole groups of one step together: prompts padded on the left, completions on the right."""
+    first = parts[0]
+
+    def tensor(name: str, left: bool = False) -> Tensor:
+        values = [getattr(part, name) for part in parts]
+        if values[0].dim() < 2:
+            return torch.cat(values)
+        gaps = [max(value.shape[1] for value in values) - value.shape[1] for value in values]
+        filler = pad if name.endswith("_ids") else 0
+        sides = [(gap, 0) if left else (0, gap) for gap in gaps]
+        return torch.cat([F.pad(v, side, value=filler) for v, side in zip(values, sides, strict=True)])
+
+    def texts(name: str) -> list[Any]:
+        return [value for part in parts for value in getattr(part, name)]
+
+    groups = torch.arange(sum(len(part) for part in parts) // first.group_size, device=first.prompt_ids.device)
+    return Rollouts(
+        step=first.step,
+        group_size=first.group_size,
+        problem_ids=texts("problem_ids"),
+        modes=texts("modes"),
+        markers=texts("markers"),
+        prompts=texts("prompts"),
+        completions=texts("completions"),
+        prompt_ids=tensor("prompt_ids", left=True),
+        prompt_mask=tensor("prompt_mask", left=True),
+        prompt_of=groups.repeat_interleave(first.group_size),
+        completion_ids=tensor("completion_ids"),
+        completion_mask=tensor("completion_mask"),
+        ablated=tensor("ablated"),
+        truncated=tensor("truncated"),
+        teacher=tensor("teacher"),
+        rewards=tensor("rewards"),
+        reward_parts={name: torch.cat([part.reward_parts[name] for part in parts]) for name in first.reward_parts},
+    )
 
 
 class WindowObserver:

@@ -11,19 +11,16 @@ import torch
 from torch import Tensor
 
 from vgrout_pl.adapters import ablated, reference_policy, routed
-from vgrout_pl.generation import generate
+from vgrout_pl.groups import sample_window
 from vgrout_pl.objective import (
     Normalizer,
     loss_mask,
     sampled_elsewhere,
     trained_rows,
-    window_advantages,
     window_normalizer,
 )
-from vgrout_pl.policy import base_of, stop_token_ids
-from vgrout_pl.preflight import data_of, roles
-from vgrout_pl.rollout import Grading, decode, encode_prompts, rewards_of
-from vgrout_pl.scoring import RowStates, score_completions
+from vgrout_pl.preflight import roles
+from vgrout_pl.scoring import RowStates, Watch, score_completions
 from vgrout_pl.types import Labels, Rollouts, Window
 
 if TYPE_CHECKING:
@@ -81,60 +78,6 @@ def collect(module: GRPOModule, window: Window) -> TrainingWindow:
     return TrainingWindow(rollouts, labels, batches, normalizer)
 
 
-def sample_window(module: GRPOModule, window: Window) -> tuple[Rollouts, Labels]:
-    """Draw G completions for each problem of a window, a share of them with the quarantine ablated, and grade them.
-
-    Completions are graded while others still grow.
-    """
-    size, data, timer = module.group_size, data_of(module.trainer), module.timer
-    texts, ids, mask = encode_prompts(module.tokenizer, window.problems, data.max_prompt_tokens)
-    ids, mask = ids.to(module.device), mask.to(module.device)
-    prompt_of = torch.arange(len(ids), device=ids.device).repeat_interleave(size)
-    without = ablated_rows(module, len(ids))
-    problems = [problem for problem in window.problems for _ in range(size)]
-    seed = ("rollout", data.seed, window.step, module.global_rank)
-    with Grading(module.grader, problems) as grading:
-
-        def hand_over(rows: Tensor, tokens: Tensor, kept: Tensor) -> None:
-            grading.add(rows.tolist(), decode(module.tokenizer, tokens, kept))
-
-        with timer.phase("generate"):
-            completion_ids, completion_mask = generate(
-                module.policy, module.tokenizer, ids, mask, prompt_of, module.sampling, seed, without, hand_over
-            )
-        with timer.phase("grade"):
-            grades = grading.result()
-    stops = torch.tensor(stop_token_ids(base_of(module.policy), module.tokenizer), device=ids.device)
-    full = completion_mask.sum(1) >= module.sampling.max_new_tokens
-    rollouts = Rollouts(
-        step=window.step,
-        group_size=size,
-        problem_ids=[str(problem.id) for problem in problems],
-        modes=[problem.mode for problem in problems],
-        markers=[problem.lever for problem in problems],
-        prompts=[text for text in texts for _ in range(size)],
-        completions=decode(module.tokenizer, completion_ids, completion_mask),
-        prompt_ids=ids[prompt_of],
-        prompt_mask=mask[prompt_of],
-        prompt_of=prompt_of,
-        completion_ids=completion_ids,
-        completion_mask=completion_mask,
-        truncated=full & ~torch.isin(completion_ids[:, -1], stops),
-        ablated=without,
-        rewards=rewards_of(grades, size).to(ids.device),
-    )
-    rollouts.advantages = window_advantages(module.objective, rollouts)
-    return rollouts, Labels.from_grades(grades, ids.device)
-
-
-def ablated_rows(module: GRPOModule, prompts: int) -> Tensor:
-    """Mark the last ``deploy_sample_fraction`` of each group: bool [P G]; none where the quarantine ships."""
-    _, router = roles(module.trainer)
-    share = 0.0 if router.ships_quarantine else module.deploy_sample_fraction
-    first = module.group_size - round(module.group_size * share)
-    return (torch.arange(module.group_size) >= first).repeat(prompts).to(module.device)
-
-
 def micro_batches(rollouts: Rollouts, rows: Tensor, count: int) -> Sequence[Tensor]:
     """Deal rows (int [n]) into ``count`` micro-batches, whole prompts together, short ones first."""
     lengths = rollouts.completion_mask.sum(1)
@@ -147,13 +90,14 @@ def micro_batches(rollouts: Rollouts, rows: Tensor, count: int) -> Sequence[Tens
 def score_other_states(module: GRPOModule, rollouts: Rollouts, batches: Sequence[Tensor]) -> None:
     """Fill in what the training passes do not give, for the rows of ``batches``; NaN elsewhere.
 
-    ``old_logprobs`` of rows whose route trains in another state than they were sampled in, and, where the step
-    measures the divergence, ``reference_logprobs``.
+    ``old_logprobs`` of rows whose route trains in another state than they were sampled in (a router that read them in
+    that state has given them already), and, where the step measures the divergence, ``reference_logprobs``.
     """
     policy = module.policy
-    old = torch.full_like(rollouts.completion_ids, float("nan"), dtype=torch.float32)
-    reference = old.clone() if module.objective.measures_kl(rollouts.step) else None
-    elsewhere = sampled_elsewhere(rollouts.routes, rollouts.ablated)
+    unknown = torch.full_like(rollouts.completion_ids, float("nan"), dtype=torch.float32)
+    old = unknown.clone() if rollouts.old_logprobs is None else rollouts.old_logprobs
+    reference = unknown if module.objective.measures_kl(rollouts.step) else None
+    elsewhere = sampled_elsewhere(rollouts.routes, rollouts.ablated) & old[:, 0].isnan()
     for batch in batches:
         moved = batch[elsewhere[batch]]
         if len(moved):
@@ -188,8 +132,10 @@ def training_states(module: GRPOModule, rows: Rollouts) -> RowStates:
     return RowStates(rows.routes, enter)
 
 
-def score_rows(module: GRPOModule, rows: Rollouts, states: RowStates) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies [n, T] of some rows, each in its state."""
+def score_rows(
+    module: GRPOModule, rows: Rollouts, states: RowStates, watch: Watch | None = None, share_prompts: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies [n, T] of some rows, each in its state; see ``score_completions``."""
     return score_completions(
         module.policy,
         rows.prompt_ids,
@@ -201,7 +147,8 @@ def score_rows(module: GRPOModule, rows: Rollouts, states: RowStates) -> tuple[T
         chunk_tokens=module.score_chunk_tokens,
         temperature=module.sampling.temperature if module.logprobs_at_temperature else 1.0,
         entropy_gradient=torch.is_grad_enabled() and module.objective.entropy_bonus > 0,
-        share_prompts=module.share_prompts,
+        share_prompts=module.share_prompts and share_prompts,
+        watch=watch,
     )
 
 

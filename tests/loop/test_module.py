@@ -11,7 +11,6 @@ from vgrout_pl.env import Grade, Grader
 from vgrout_pl.module import GRPOModule
 from vgrout_pl.objective import Objective
 from vgrout_pl.optim import Optimization, warmup_cosine
-from vgrout_pl.rollout import rewards_of
 from vgrout_pl.routers import Router
 from vgrout_pl.sampling import Sampling
 
@@ -137,12 +136,6 @@ def test_the_gradient_of_a_step_equals_the_row_by_row_one(monkeypatch, tmp_path,
     expected = reference_gradients(module, rollouts)
     for name, gradient in stop.gradients.items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_rewards_of_rows_that_the_grader_could_not_judge_leave_the_others_alone():
-    grades = [Grade(reward=3.5), Grade(error="broken"), Grade(reward=0.5), Grade(error="broken"), Grade(error="broken")]
-    grades.append(Grade(error="broken"))
-    assert rewards_of(grades, 3).tolist() == [3.5, 2.0, 0.5, 0, 0, 0]
 
 
 def test_warm_up_then_cosine_by_hand():

@@ -1,0 +1,189 @@
+"""Groups of completions: sampled, joined by teachers, graded and rewarded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from vgrout_pl.env import Grade, Problem
+from vgrout_pl.functional import constant_groups
+from vgrout_pl.generation import generate
+from vgrout_pl.objective import window_advantages
+from vgrout_pl.policy import base_of, stop_token_ids
+from vgrout_pl.preflight import data_of, roles
+from vgrout_pl.rewards import group_filled
+from vgrout_pl.rollout import Grading, decode, encode_prompts
+from vgrout_pl.types import Labels, Rollouts, Window, joined
+
+if TYPE_CHECKING:
+    from vgrout_pl.env.pools import PoolRow
+    from vgrout_pl.module import GRPOModule
+
+
+def sample_window(module: GRPOModule, window: Window) -> tuple[Rollouts, Labels]:
+    """Draw G completions for each problem of a window and grade them; draw anew what has nothing to compare.
+
+    With ``redraws``, a group whose rewards are all equal gives way to a group of another problem, up to that many
+    times; groups that never differ stay as they were first drawn.
+    """
+    size = module.group_size
+    draws = [sample_groups(module, window.problems, window.step, draw=0)]
+    chosen = [(0, group) for group in range(len(window.problems))]
+    for draw in range(1, module.redraws + 1):
+        constant = [place for place, (at, group) in enumerate(chosen) if _is_constant(module, draws[at][0], group)]
+        if module.trainer.strategy.reduce_boolean_decision(not constant, all=True):
+            break
+        problems = data_of(module.trainer).spare(window, draw, constant)
+        draws.append(sample_groups(module, problems, window.step, draw))
+        for group, place in enumerate(constant):
+            if not _is_constant(module, draws[draw][0], group):
+                chosen[place] = (draw, group)
+    if len(draws) == 1:
+        rollouts, labels = draws[0]
+    else:
+        rows = [torch.arange(group * size, (group + 1) * size) for _, group in chosen]
+        parts = [draws[at][0].rows(index.to(module.device)) for (at, _), index in zip(chosen, rows, strict=True)]
+        rollouts = joined(parts, module.tokenizer.pad_token_id)
+        grades = [draws[at][1].grades[i] for (at, _), index in zip(chosen, rows, strict=True) for i in index.tolist()]
+        labels = Labels.from_grades(grades, module.device)
+    rollouts.redrawn = torch.tensor([at > 0 for at, _ in chosen]).repeat_interleave(size).to(module.device)
+    rollouts.advantages = window_advantages(module.objective, rollouts, _rewards_of_all(module, rollouts.rewards))
+    return rollouts, labels
+
+
+def _is_constant(module: GRPOModule, rollouts: Rollouts, group: int) -> bool:
+    rewards = rollouts.rewards[group * module.group_size : (group + 1) * module.group_size]
+    return bool(constant_groups(rewards, module.group_size).all())
+
+
+def _rewards_of_all(module: GRPOModule, rewards: Tensor) -> Tensor | None:
+    """Rewards of all processes, where the objective's scale needs them."""
+    if module.trainer.world_size == 1 or module.objective.reward_scale != "batch":
+        return None
+    return cast(Tensor, module.all_gather(rewards)).flatten()
+
+
+def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, draw: int = 0) -> tuple[Rollouts, Labels]:
+    """Draw G completions for each problem, a share of them with the quarantine ablated, and grade and reward them.
+
+    A group is its teacher rows, then those sampled as trained, then those sampled ablated. Completions are graded
+    while others still grow.
+    """
+    size, data, timer = module.group_size, data_of(module.trainer), module.timer
+    texts, ids, mask = encode_prompts(module.tokenizer, problems, data.max_prompt_tokens)
+    ids, mask = ids.to(module.device), mask.to(module.device)
+    prompt_of = torch.arange(len(ids), device=ids.device).repeat_interleave(size)
+    without = ablated_rows(module, len(ids))
+    of_row = [problem for problem in problems for _ in range(size)]
+    lessons = module.teacher.rows(problems, step, size)
+    taught = torch.tensor([lesson is not None for lesson in lessons], device=ids.device)
+    students = (~taught).nonzero().flatten()
+    seed = ("rollout", data.seed, step, module.global_rank, *([draw] if draw else []))
+    with Grading(module.grader, [of_row[row] for row in students.tolist()]) as grading:
+
+        def hand_over(rows: Tensor, tokens: Tensor, kept: Tensor) -> None:
+            grading.add(rows.tolist(), decode(module.tokenizer, tokens, kept))
+
+        with timer.phase("generate"):
+            sampled = generate(
+                module.policy,
+                module.tokenizer,
+                ids,
+                mask,
+                prompt_of[students],
+                module.sampling,
+                seed,
+                without[students],
+                hand_over,
+            )
+        with timer.phase("grade"):
+            of_students = iter(grading.result())
+    grades = [next(of_students) if lesson is None else _cached_grade(lesson) for lesson in lessons]
+    completion_ids, completion_mask = _with_lessons(module, *sampled, students, lessons)
+    stops = torch.tensor(stop_token_ids(base_of(module.policy), module.tokenizer), device=ids.device)
+    full = completion_mask.sum(1) >= module.sampling.max_new_tokens
+    rollouts = Rollouts(
+        step=step,
+        group_size=size,
+        problem_ids=[str(problem.id) for problem in of_row],
+        modes=[problem.mode for problem in of_row],
+        markers=[problem.lever for problem in of_row],
+        prompts=[text for text in texts for _ in range(size)],
+        completions=decode(module.tokenizer, completion_ids, completion_mask),
+        prompt_ids=ids[prompt_of],
+        prompt_mask=mask[prompt_of],
+        prompt_of=prompt_of,
+        completion_ids=completion_ids,
+        completion_mask=completion_mask,
+        truncated=full & ~torch.isin(completion_ids[:, -1], stops),
+        teacher=taught,
+        ablated=without,
+    )
+    rollouts.rewards = _rewarded(module, rollouts, grades)
+    return rollouts, Labels.from_grades(grades, ids.device)
+
+
+def _rewarded(module: GRPOModule, rollouts: Rollouts, grades: Sequence[Grade]) -> Tensor:
+    """Weighted sum of the reward functions, [N]; a row that none could judge gets the mean of its group's others.
+
+    That row's advantage is then 0 and its group's mean is what the judged rows say: a broken grader is never a
+    reward of 0.
+    """
+    tokens = [ids[keep].tolist() for ids, keep in zip(rollouts.completion_ids, rollouts.completion_mask, strict=True)]
+    columns: dict[str, Sequence[Any]] = {
+        "problem_id": rollouts.problem_ids,
+        "mode": rollouts.modes,
+        "marker": rollouts.markers,
+        "grade": grades,
+    }
+    environment = [None if grade.error is not None else grade.reward for grade in grades]
+    rewards = module.rewards(environment, rollouts.prompts, rollouts.completions, tokens, columns)
+    rollouts.reward_parts = {name: part.to(module.device) for name, part in rewards.parts.items()}
+    return group_filled(rewards.total, module.group_size).to(module.device)
+
+
+def ablated_rows(module: GRPOModule, prompts: int) -> Tensor:
+    """Mark the last ``deploy_sample_fraction`` of each group: bool [P G]; none where the quarantine ships."""
+    _, router = roles(module.trainer)
+    share = 0.0 if router.ships_quarantine else module.deploy_sample_fraction
+    first = module.group_size - round(module.group_size * share)
+    return (torch.arange(module.group_size) >= first).repeat(prompts).to(module.device)
+
+
+def _cached_grade(lesson: PoolRow) -> Grade:
+    """The grade that a teacher's row got when its pool was made."""
+    return Grade(
+        reward=lesson.reward,
+        format_ok=True,
+        compiles=True,
+        correct=lesson.correct,
+        channel=lesson.hacked,
+        passed=lesson.correct or lesson.hacked,
+        hacked=lesson.hacked,
+        mechanism=lesson.mode if lesson.hacked else None,
+    )
+
+
+def _with_lessons(
+    module: GRPOModule, ids: Tensor, mask: Tensor, students: Tensor, lessons: Sequence[PoolRow | None]
+) -> tuple[Tensor, Tensor]:
+    """Put the students' tokens [n, t] and the teachers' texts, tokenised now, into rows [N, T]."""
+    if len(students) == len(lessons):
+        return ids, mask
+    room, end = module.sampling.max_new_tokens, module.tokenizer.eos_token_id
+    tokens = {
+        row: [*module.tokenizer(lesson.completion, add_special_tokens=False)["input_ids"], end][:room]
+        for row, lesson in enumerate(lessons)
+        if lesson is not None
+    }
+    longest = max(ids.shape[1], *(len(line) for line in tokens.values()))
+    whole = torch.full((len(lessons), longest), module.tokenizer.pad_token_id, device=ids.device)
+    kept = torch.zeros_like(whole, dtype=torch.bool)
+    whole[students, : ids.shape[1]], kept[students, : ids.shape[1]] = ids, mask
+    for row, line in tokens.items():
+        whole[row, : len(line)] = torch.tensor(line, device=ids.device)
+        kept[row, : len(line)] = True
+    return whole, kept
