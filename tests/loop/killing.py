@@ -1,7 +1,8 @@
-"""A run that kills itself at a chosen moment: ``python -m tests.loop.killing POINT fit --config ...``.
+"""A run that gets a signal at a chosen moment: ``python -m tests.loop.killing SIGKILL POINT fit --config ...``.
 
 POINT is ``name@step`` or ``name@step#n``: the n-th time that the moment comes while ``step`` optimizer steps are done.
-The moments are put in from here; the package knows nothing of them.
+The signal goes to the whole process group, as a terminal's does. The moments are put in from here; the package knows
+nothing of them.
 """
 
 import functools
@@ -13,12 +14,9 @@ from pathlib import Path
 import torch
 
 
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 class Point:
-    def __init__(self, text):
+    def __init__(self, number, text):
+        self.number = number
         self.name, _, rest = text.partition("@")
         step, _, count = rest.partition("#")
         self.step, self.left = int(step), int(count or 1)
@@ -33,7 +31,10 @@ class Point:
 
     def passing(self, name):
         if self.reached(name):
-            kill()
+            self.strike()
+
+    def strike(self):
+        os.killpg(0, self.number)
 
 
 def replace_everywhere(function, wrapper):
@@ -141,7 +142,7 @@ def in_files(point):
         if point.reached(f"line of {path.name}"):
             with path.open("ab") as file:
                 file.write(data[: len(data) // 2])
-            kill()
+            point.strike()
         append(path, data)
 
     replace_everywhere(append, torn)
@@ -188,17 +189,17 @@ def around_training(point):
 
 
 def main():
-    point = Point(sys.argv[1])
+    point = Point(signal.Signals[NAME], POINT)
     sys.argv = ["cli.py"]  # Lightning reads it beside the arguments that it is given
     from vgrout_pl import cli
 
-    follow_the_step(point)
     in_the_step(point)
     in_files(point)
     around_training(point)
+    follow_the_step(point)  # around all others: the step is known when a moment comes
     cli.main(ARGUMENTS)
 
 
 if __name__ == "__main__":
-    ARGUMENTS = sys.argv[2:]
+    NAME, POINT, *ARGUMENTS = sys.argv[1:]
     main()

@@ -6,10 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from tests.loop.conftest import SMALL
+from tests.loop.conftest import SMALL, command
 
 RUN = "absorb-scorda/seed0"
 EXACT = ("rollouts.jsonl", "blocks.jsonl", "eval.json", "config.yaml", "deployed/adapter_model.safetensors")
@@ -36,7 +38,7 @@ POINTS = [
     "line of rollouts.jsonl@3",
     "validation@3",
     "validation over@3",
-    "place of metrics.csv@3#2",
+    "place of metrics.csv@3",
     "place of previous.ckpt@4",
     "place of last.ckpt@4",
     "checkpoint done@4",
@@ -76,16 +78,15 @@ SEVERAL_POINTS = [
 ]
 
 
-def arguments(root, options):
-    given = ["fit", "--config", "configs/demo.yaml", *SMALL, *SIZE, *options, f"--trainer.default_root_dir={root}"]
-    return [*given, "--ckpt_path=last"]
-
-
-def killed(point, root, options):
-    """Start or resume a run that is killed at a point."""
-    command = [sys.executable, "-m", "tests.loop.killing", point, *arguments(root, options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == -signal.SIGKILL, f"{point} was not reached:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+def struck(point, root, options, name="SIGKILL", code=-signal.SIGKILL):
+    """Start or resume a run that gets a signal at a point; returns its output."""
+    given = ["--config", "configs/demo.yaml", *SMALL, *SIZE, *options, f"--trainer.default_root_dir={root}"]
+    started = [sys.executable, "-m", "tests.loop.killing", name, point, "fit", *given, "--ckpt_path=last"]
+    done = subprocess.run(
+        started, capture_output=True, text=True, timeout=PATIENCE, check=False, start_new_session=True
+    )
+    assert done.returncode == code, f"{point} was not reached:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done
 
 
 def metrics_of(run):
@@ -104,14 +105,29 @@ def assert_same_run(run, whole):
     assert not list((run / "checkpoints").glob(".*"))
 
 
-def undisturbed(fit, root, options):
-    """The whole run, in the place of the one to be killed (its path is part of its configuration), then moved."""
-    fit(*SIZE, *options, root=root)
-    whole = root.with_name("whole")
-    shutil.move(root, whole)
-    rows = [dict(row) for row in metrics_of(whole / RUN)]
-    assert sum(float(row["grad_norm"] or 0) > 0 for row in rows) >= 4, "this run trains on too little"
-    return whole / RUN
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Runs that were left in peace, each once; where the run to be struck shall be (its path is part of it)."""
+    runs = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["cli.py"])
+
+        def made(options):
+            if options not in runs:
+                root = tmp_path_factory.mktemp("whole") / "runs"
+                command("fit", *SIZE, *options, config="configs/demo.yaml", root=root)
+                runs[options] = Path(shutil.move(root, root.with_name("whole"))) / RUN
+                rows = [dict(row) for row in metrics_of(runs[options])]
+                assert sum(float(row["grad_norm"] or 0) > 0 for row in rows) >= 4, "this run trains on too little"
+            root = runs[options].parents[2] / "runs"
+            shutil.rmtree(root, ignore_errors=True)
+            return runs[options], root
+
+        yield made
+
+
+def finish(root, options):
+    command("fit", *SIZE, *options, "--ckpt_path=last", config="configs/demo.yaml", root=root)
 
 
 @pytest.mark.parametrize(
@@ -122,13 +138,41 @@ def undisturbed(fit, root, options):
         pytest.param(SEVERAL, SEVERAL_POINTS, id="several updates and micro-batches", marks=pytest.mark.full),
     ],
 )
-def test_a_run_killed_at_any_moment_and_again_ends_bit_for_bit_as_if_nothing_had_happened(
-    fit, tmp_path, options, points
-):
-    root = tmp_path / "runs"
-    whole = undisturbed(fit, root, options)
+def test_a_run_killed_at_any_moment_and_again_ends_bit_for_bit_as_if_nothing_had_happened(whole, options, points):
+    expected, root = whole(options)
     for point in points:
-        killed(point, root, options)
+        struck(point, root, options)
         assert not (root / RUN / "report.md").exists()
-    fit(*SIZE, *options, "--ckpt_path=last", root=root)
-    assert_same_run(root / RUN, whole)
+    finish(root, options)
+    assert_same_run(root / RUN, expected)
+
+
+def saved_step(root):
+    return torch.load(root / RUN / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint_and_the_run_goes_on_bit_for_bit(whole):
+    expected, root = whole(PLAIN)
+    done = struck("generation@0#9", root, PLAIN, "SIGINT", code=130)
+    assert saved_step(root) == 1
+    assert "resume with --ckpt_path last" in done.stdout
+    assert "Traceback" not in done.stderr
+    struck("backward@2", root, PLAIN, "SIGTERM", code=143)
+    assert saved_step(root) == 3
+    assert [row for row in metrics_of(root / RUN) if dict(row)["val/deployed/solve"]], "the validation was finished"
+    finish(root, PLAIN)
+    assert_same_run(root / RUN, expected)
+
+
+@pytest.mark.full
+def test_a_signal_ends_windows_of_several_updates_whole_and_an_evaluation_at_once(whole):
+    expected, root = whole(SEVERAL)
+    struck("forward@3#2", root, SEVERAL, "SIGTERM", code=143)
+    assert saved_step(root) == 4
+    struck("optimizer@7", root, SEVERAL, "SIGINT", code=130)
+    assert saved_step(root) == 8
+    assert not (root / RUN / "eval.json").exists()
+    struck("evaluation@8", root, SEVERAL, "SIGTERM", code=143)
+    assert not (root / RUN / "eval.json").exists()
+    finish(root, SEVERAL)
+    assert_same_run(root / RUN, expected)

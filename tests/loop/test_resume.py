@@ -1,88 +1,50 @@
-"""A run that is killed goes on from its checkpoint and ends as if nothing had happened."""
+"""What a resumed run takes from its directory: the newest checkpoint that can be read, whole lines, its settings."""
 
 import csv
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from tests.loop.conftest import SMALL
+from tests.loop.conftest import command
 from vgrout_pl.callbacks.jsonl import append_records, drop_from_step
-from vgrout_pl.report import Results
+from vgrout_pl.checkpoint_io import DurableCheckpointIO, defect, last_checkpoint
+from vgrout_pl.logger import RunCSVLogger
+from vgrout_pl.optim import Optimization, build_optimizer, warmup_cosine
+from vgrout_pl.resume import apply_options, changed_settings, refuse_changed
+from vgrout_pl.run_directory import append
+from vgrout_pl.signals import DeferredStop, Stopped, stop_at_once
 
-STEPS = ("--trainer.max_steps=6", "--checkpoint.every_n_train_steps=2", "--trainer.val_check_interval=6")
-PATIENCE = 240
+RUN = "absorb-scorda/seed0"
+FOUR = ("--trainer.max_steps=4", "--checkpoint.every_n_train_steps=2", "--trainer.val_check_interval=4")
+ADAPTER = "deployed/adapter_model.safetensors"
 
 
-def killed_run(root: Path, until, *options: str, resume: bool = False) -> None:
-    """Start or resume a run in a process of its own and SIGKILL it as soon as ``until(run directory)`` holds."""
-    command = [sys.executable, "cli.py", "fit", "--config", "configs/demo.yaml", *SMALL, *options]
-    command += ["--ckpt_path=last"] if resume else []
-    run = root / "absorb-scorda" / "seed0"
-    process = subprocess.Popen([*command, f"--trainer.default_root_dir={root}"], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + PATIENCE
+@contextmanager
+def files_of_at_most(size):
+    """Let every write beyond ``size`` bytes of a file fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        while not until(run):
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline, "the run did not get there in time"
-            time.sleep(0.02)
+        yield
     finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def rollouts_of(run: Path) -> int:
-    path = run / "rollouts.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+def metrics_of(run):
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def metrics_of(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return [{key: value for key, value in sorted(row.items()) if key != "step_time"} for row in rows]
-
-
-@pytest.mark.parametrize(
-    ("micro_batches", "kills"), [(1, [5 * 16]), (2, [3 * 16, 5 * 16])], ids=["once", "twice, with micro-batches"]
-)
-def test_a_run_killed_between_checkpoints_resumes_and_finishes_bit_for_bit(fit, tmp_path, micro_batches, kills):
-    options = (
-        *STEPS,
-        f"--trainer.accumulate_grad_batches={micro_batches}",
-        f"--trainer.val_check_interval={6 * micro_batches}",
-    )
-    whole = fit(*options, root=tmp_path / "whole") / "absorb-scorda" / "seed0"
-    run = tmp_path / "killed" / "absorb-scorda" / "seed0"
-    for kill, rows in enumerate(kills):
-        killed_run(tmp_path / "killed", lambda run, rows=rows: rollouts_of(run) >= rows, *options, resume=kill > 0)
-        assert list((run / "checkpoints").glob("last*.ckpt"))
-        assert not (run / "eval.json").exists()
-    fit(*options, "--ckpt_path=last", root=tmp_path / "killed")
-    assert (run / "report.md").exists()
-    assert (run / "rollouts.jsonl").read_bytes() == (whole / "rollouts.jsonl").read_bytes()
-    assert metrics_of(run) == metrics_of(whole)
-    assert sum(float(row["grad_norm"] or 0) > 0 for row in metrics_of(run)) >= 4, "this run trains on too little"
-    name = "deployed/adapter_model.safetensors"
-    assert (run / name).read_bytes() == (whole / name).read_bytes()
-    assert Results.load(run / "eval.json").cells == Results.load(whole / "eval.json").cells
-
-
-def test_a_run_killed_in_its_final_evaluation_is_evaluated_on_resume(fit, tmp_path):
-    root = tmp_path / "killed"
-    fit(*STEPS, root=root)
-    run = root / "absorb-scorda" / "seed0"
-    before = Results.load(run / "eval.json").cells
-    for name in ("eval.json", "report.md"):
-        (run / name).unlink()
-    fit(*STEPS, "--ckpt_path=last", root=root)
-    assert Results.load(run / "eval.json").cells == before
-    assert (run / "report.md").exists()
+# ---------------------------------------------------------------- lines
 
 
 def test_records_of_earlier_steps_survive_a_resume_whatever_their_text(tmp_path):
@@ -95,11 +57,361 @@ def test_records_of_earlier_steps_survive_a_resume_whatever_their_text(tmp_path)
     assert [json.loads(line) for line in path.read_text().split("\n")[:-1]] == kept
 
 
+def test_a_line_torn_inside_a_character_or_a_step_goes_and_nothing_else(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    append_records(path, [{"step": 0, "text": "é"}, {"step": 1, "text": "é"}])
+    whole = path.read_bytes()
+    for torn in ('{"step": 2, "text": "é'.encode()[:-1], b'{"step": 1'):
+        path.write_bytes(whole + torn)
+        drop_from_step(path, 5)
+        assert path.read_bytes() == whole
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text('{"step": 0}\n{"st\n{"step": 1}\n')
+    with pytest.raises(ValueError, match=r"rollouts.jsonl, line 2: expected a JSON object with a step"):
+        drop_from_step(path, 3)
+
+
+def test_a_row_of_metrics_torn_inside_its_step_does_not_count_as_an_earlier_step(tmp_path):
+    logger = RunCSVLogger(str(tmp_path))
+    for step in range(13):
+        logger.log_metrics({"a": 0.5, "zeta": step}, step=step)
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(path.read_bytes() + b"0.5,1")
+    again = RunCSVLogger(str(tmp_path))
+    again.drop_from_step(12)
+    assert [row["step"] for row in metrics_of(tmp_path)] == [str(step) for step in range(12)]
+    again.log_metrics({"a": 0.25, "new": 1.0}, step=12)
+    rows = metrics_of(tmp_path)
+    assert [row["zeta"] for row in rows] == [*map(str, range(12)), ""]
+    assert (rows[12]["a"], rows[12]["new"], rows[3]["new"]) == ("0.25", "1.0", "")
+
+
+def test_a_line_that_finds_no_room_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "lines"
+    append(path, b"x" * 3000)
+    with files_of_at_most(4096), pytest.raises(OSError, match=r"File too large.*lines"):
+        append(path, b"y" * 3000)
+    assert path.read_bytes() == b"x" * 3000
+    append(path, b"z")
+    assert path.read_bytes() == b"x" * 3000 + b"z"
+
+
+# ---------------------------------------------------------------- checkpoint files
+
+
+def content(step):
+    return {"state_dict": {"w": torch.full((2000,), float(step))}, "global_step": step, "loops": {}}
+
+
+def saved(directory, *steps):
+    for step in steps:
+        DurableCheckpointIO().save_checkpoint(content(step), directory / "last.ckpt")
+
+
+def step_in(path):
+    return DurableCheckpointIO().load_checkpoint(path)["global_step"]
+
+
+def test_the_checkpoint_before_the_last_one_stays(tmp_path):
+    saved(tmp_path, 2, 4, 6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert (step_in(tmp_path / "last.ckpt"), step_in(tmp_path / "previous.ckpt")) == (6, 4)
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_both_that_were_there(tmp_path):
+    saved(tmp_path, 2, 4)
+    with files_of_at_most(4096), pytest.raises(OSError, match="File too large"):
+        saved(tmp_path, 6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    assert (step_in(tmp_path / "last.ckpt"), step_in(tmp_path / "previous.ckpt")) == (4, 2)
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+BREAK = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "one byte short": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "one bit of a tensor": lambda path: flip(path),
+    "text": lambda path: path.write_text("no checkpoint"),
+    "other tensors": lambda path: torch.save({"w": torch.zeros(2)}, path),
+    "code": lambda path: torch.save({**content(9), "bomb": Bomb(path.with_name("exploded"))}, path),
+}
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # the one tensor is nearly all of the file
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", BREAK)
+def test_a_broken_last_checkpoint_is_passed_over_with_one_line(tmp_path, capsys, how):
+    saved(tmp_path, 2, 4)
+    assert last_checkpoint(tmp_path) == tmp_path / "last.ckpt"
+    assert capsys.readouterr().out == ""
+    BREAK[how](tmp_path / "last.ckpt")
+    assert last_checkpoint(tmp_path) == tmp_path / "previous.ckpt"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'last.ckpt'} cannot be read (")
+    assert not (tmp_path / "exploded").exists()
+    BREAK[how](tmp_path / "previous.ckpt")
+    with pytest.raises(ValueError, match=r"expected a checkpoint that can be read in .*; got 2 broken"):
+        last_checkpoint(tmp_path)
+
+
+def test_code_in_a_checkpoint_is_not_run_even_if_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    path = tmp_path / "last.ckpt"
+    BREAK["code"](path)
+    assert defect(path) is not None
+    with pytest.raises(Exception, match="Weights only load failed"):
+        DurableCheckpointIO().load_checkpoint(path, weights_only=False)
+    assert not (tmp_path / "exploded").exists()
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_settings_that_the_numbers_depend_on_are_compared_and_named():
+    old = {
+        "seed_everything": 0,
+        "model": {"optimization": {"lr": 0.1}, "grader_workers": 2},
+        "router": {"class_path": "A"},
+        "trainer": {"max_steps": 6, "gradient_clip_val": 1.0},
+        "ckpt_path": None,
+    }
+    new = {
+        "seed_everything": 0,
+        "model": {"optimization": {"lr": 0.2}, "grader_workers": 8},
+        "router": {"class_path": "B", "init_args": {"x": 1}},
+        "trainer": {"max_steps": 12, "gradient_clip_val": 2.0},
+        "ckpt_path": "last",
+    }
+    changed = changed_settings(old, new)
+    assert changed == {
+        "model.optimization.lr": (0.1, 0.2),
+        "model.grader_workers": (2, 8),
+        "router.class_path": ("A", "B"),
+        "router.init_args.x": (None, 1),
+        "trainer.max_steps": (6, 12),
+        "trainer.gradient_clip_val": (1.0, 2.0),
+    }
+    with pytest.raises(ValueError) as caught:
+        refuse_changed(changed, ["router"])
+    line = str(caught.value)
+    assert "model.optimization.lr: 0.1 -> 0.2; trainer.gradient_clip_val: 1.0 -> 2.0; set them back" in line
+    assert "--allow_changed '[model.optimization.lr, trainer.gradient_clip_val]'" in line
+    refuse_changed(changed, ["router", "model.optimization", "trainer.gradient_clip_val"])
+
+
+def optimizer_and_schedule(options, total, steps=0):
+    policy = torch.nn.Linear(2, 2)
+    optimizer, schedule = build_optimizer(policy, options, total)
+    for _ in range(steps):
+        policy(torch.ones(2)).sum().backward()
+        optimizer.step()
+        schedule.step()
+    return optimizer, schedule
+
+
+def resumed(options, total, optimizer, schedule):
+    new, new_schedule = optimizer_and_schedule(options, total)
+    new.load_state_dict(optimizer.state_dict())
+    new_schedule.load_state_dict(schedule.state_dict())
+    trainer = SimpleNamespace(optimizers=[new], lr_scheduler_configs=[SimpleNamespace(scheduler=new_schedule)])
+    apply_options(trainer)
+    return new, new_schedule
+
+
+def test_a_restored_optimizer_obeys_the_present_settings_and_unchanged_ones_change_no_bit(monkeypatch):
+    monkeypatch.setattr("vgrout_pl.optim.install_decay_toward_init", lambda *_: None)
+    first = Optimization(lr=0.3, warmup_steps=2)
+    optimizer, schedule = optimizer_and_schedule(first, total=7, steps=4)
+    same, _ = resumed(first, 7, optimizer, schedule)
+    assert same.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+    other, other_schedule = resumed(Optimization(lr=0.1, betas=(0.5, 0.6), warmup_steps=2), 20, optimizer, schedule)
+    (group,) = other.param_groups
+    assert group["lr"] == 0.1 * warmup_cosine(4, 2, 20)
+    assert group["betas"] == (0.5, 0.6)
+    other_schedule.step()
+    assert group["lr"] == pytest.approx(0.1 * warmup_cosine(5, 2, 20))
+
+
+# ---------------------------------------------------------------- signals
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    trainer = SimpleNamespace(strategy=SimpleNamespace())
+    child = os.fork()
+    if child == 0:
+        DeferredStop().install(trainer)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+
+
+def test_without_training_a_signal_stops_at_once_and_the_handlers_come_back():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Stopped) as caught, stop_at_once():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.code == 143
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_job_managers_signal_is_answered_after_the_step(monkeypatch):
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    answers = []
+    monkeypatch.setattr(SLURMEnvironment, "_validate_srun_used", staticmethod(lambda: None))
+    monkeypatch.setattr(SLURMEnvironment, "_validate_srun_variables", staticmethod(lambda: None))
+    environment = SLURMEnvironment(auto_requeue=True, requeue_signal=signal.SIGUSR1)
+    strategy = SimpleNamespace(cluster_environment=environment, reduce_boolean_decision=lambda decision, all: decision)
+    trainer = SimpleNamespace(strategy=strategy)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: answers.append(number))
+    try:
+        stop = DeferredStop()
+        stop.install(trainer)
+        assert not stop.asked(trainer)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.asked(trainer)
+        assert answers == []
+        with pytest.raises(Stopped):
+            stop.obey()
+        assert answers == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of four steps; each test gets its own copy, as if killed before its final evaluation."""
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["cli.py"])
+        command("fit", *FOUR, config="configs/demo.yaml", root=root)
+    return root
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    for name in ("eval.json", "report.md"):
+        (tmp_path / RUN / name).unlink()
+    return tmp_path
+
+
+def refused(fit, capsys, *args):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        fit(*args)
+    assert caught.value.code == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    return line
+
+
+def test_a_run_whose_last_checkpoint_is_broken_goes_on_from_the_one_before_bit_for_bit(
+    fit, finished, unfinished, capsys
+):
+    os.truncate(unfinished / RUN / "checkpoints" / "last.ckpt", 1000)
+    fit(*FOUR, "--ckpt_path=last")
+    assert "last.ckpt cannot be read (" in capsys.readouterr().out
+    for name in (ADAPTER, "rollouts.jsonl"):
+        assert (unfinished / RUN / name).read_bytes() == (finished / RUN / name).read_bytes()
+    results = [json.loads((root / RUN / "eval.json").read_text())["results"] for root in (finished, unfinished)]
+    assert results[0] == results[1]
+
+
+def test_other_settings_are_refused_and_a_longer_run_on_smaller_micro_batches_goes_on(fit, unfinished, capsys):
+    run = unfinished / RUN
+    before = (run / "config.yaml").read_bytes()
+    line = refused(fit, capsys, *FOUR, "--ckpt_path=last", "--model.optimization.lr=0.5", "--data.mode=gt_only")
+    assert "model.optimization.lr: 0.002 -> 0.5; data.mode: run_tests -> gt_only" in line
+    assert "--allow_changed '[model.optimization.lr, data.mode]'" in line
+    assert (run / "config.yaml").read_bytes() == before
+
+    longer = ("--trainer.max_steps=6", "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=12")
+    fit(*longer, "--ckpt_path=last", "--model.optimization.lr=0.001", "--allow_changed=[model.optimization.lr]")
+    assert "resumed with a learning rate whose cosine ends at step 6" in capsys.readouterr().out
+    rates = {int(row["step"]): float(row["lr"]) for row in metrics_of(run) if row["lr"]}
+    assert list(rates) == [0, 1, 2, 3, 4, 5]
+    assert rates[4] == pytest.approx(0.001 * warmup_cosine(4, 5, 6))
+    assert rates[5] == pytest.approx(0.001 * warmup_cosine(5, 5, 6))
+    (note,) = map(json.loads, (run / "changes.jsonl").read_text().splitlines())
+    assert note["step"] == 4
+    assert note["changed"]["model.optimization.lr"] == [0.002, 0.001]
+    assert note["changed"]["trainer.max_steps"] == [4, 6]
+
+
 def test_last_without_a_checkpoint_starts_from_the_beginning(fit, tmp_path):
-    run = tmp_path / "absorb-scorda" / "seed0"
+    run = tmp_path / RUN
     run.mkdir(parents=True)
     (run / "metrics.csv").write_text("step,reward\r\n0,1\r\n")
     (run / "rollouts.jsonl").write_text('{"step": 0}\n{"step"')
     fit("--ckpt_path=last")
     assert [row["step"] for row in metrics_of(run) if row["reward"]] == ["0", "1"]
-    assert rollouts_of(run) == 2 * 16
+    assert len((run / "rollouts.jsonl").read_text().splitlines()) == 2 * 16
+
+
+# ---------------------------------------------------------------- disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a given size in KiB; skips where none can be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options):
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+        return place
+
+    yield mount
+    subprocess.run(["umount", str(place)], capture_output=True, check=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("mount"), reason="needs mount")
+def test_a_disk_that_fills_up_costs_one_line_and_no_step_before_the_last_checkpoint(fit, finished, small_disk, capsys):
+    size = (finished / RUN / "checkpoints" / "last.ckpt").stat().st_size // 1024
+    place = small_disk(f"size={size + 400}k")
+    line = refused(fit, capsys, *FOUR, f"--trainer.default_root_dir={place}")
+    assert line.startswith("error: disk: expected room to write; got 'No space left on device' at ")
+    assert "resume with --ckpt_path last" in line
+    assert step_in(place / RUN / "checkpoints" / "last.ckpt") == 2
+    assert [row["step"] for row in metrics_of(place / RUN)] == ["0", "1", "2", "3", "3"]
+    subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
+    fit(*FOUR, "--ckpt_path=last", f"--trainer.default_root_dir={place}")
+    for name in (ADAPTER, "rollouts.jsonl"):
+        assert (place / RUN / name).read_bytes() == (finished / RUN / name).read_bytes()
+
+
+def test_a_run_directory_that_cannot_be_written_is_one_line_and_leaves_no_trace(fit, tmp_path, capsys):
+    (tmp_path / "absorb-scorda").write_text("a file")
+    line = refused(fit, capsys)
+    assert f"{tmp_path / 'absorb-scorda'} is no directory; give another --trainer.default_root_dir" in line
+
+
+def test_a_read_only_disk_is_one_line(fit, small_disk, capsys):
+    place = small_disk("size=1m,ro")
+    line = refused(fit, capsys, f"--trainer.default_root_dir={place}/runs")
+    assert f"{place} may not be written to" in line
