@@ -49,7 +49,7 @@ class WindowLoader:
 
 def updates_of(trainer: L.Trainer) -> int:
     """Optimizer steps that the trainer's module makes on one window."""
-    return int(getattr(trainer.lightning_module, "updates_per_window", 1))
+    return int(getattr(getattr(trainer, "lightning_module", None), "updates_per_window", 1))
 
 
 class EvalLoader:

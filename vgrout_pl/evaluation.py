@@ -76,6 +76,6 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
         for state in states:
             gradings[state] = grading = open_gradings.enter_context(Grading(module.grader, batch.problems))
             with STATES[state](module.policy):
-                tokens, kept = generate(module.policy, module.tokenizer, ids, mask, rows, module.sampling, seed)
+                tokens, kept, _ = generate(module.policy, module.tokenizer, ids, mask, rows, module.sampling, seed)
             grading.add(rows.tolist(), decode(module.tokenizer, tokens, kept))
         return {state: grading.result() for state, grading in gradings.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
@@ -24,6 +25,21 @@ KEEP_SHARE = 0.75
 OnFinished = Callable[[Tensor, Tensor, Tensor], None]
 
 
+class Completions(NamedTuple):
+    """N sampled completions.
+
+    Attributes:
+        ids: [N, T], padded on the right.
+        mask: bool [N, T], the end-of-turn token included.
+        logprobs: float32 [N, T] of the tokens, before filters, in each row's sampling state (nats);
+            None where they were not asked for.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    logprobs: Tensor | None = None
+
+
 @torch.no_grad()
 def generate(
     policy: PeftModel,
@@ -35,7 +51,8 @@ def generate(
     seed_parts: tuple[object, ...],
     ablated_rows: Tensor | None = None,
     on_finished: OnFinished | None = None,
-) -> tuple[Tensor, Tensor]:
+    logprob_temperature: float | None = None,
+) -> Completions:
     """Sample N completions, each row in its own state.
 
     Row i's draw depends on its logits, ``seed_parts`` and i alone: not on the other rows, nor on torch's global
@@ -51,9 +68,7 @@ def generate(
         seed_parts: hashed to the seed.
         ablated_rows: bool [N], rows that are sampled without the quarantine (None: none).
         on_finished: called with the indices [n], ids [n, t] and mask [n, t] of rows as they finish.
-
-    Returns:
-        completion ids [N, T] padded on the right and mask bool [N, T] (end-of-turn token included).
+        logprob_temperature: divides the logits of the log-probabilities that are returned; None: none are.
     """
     rows = len(prompt_of)
     without = torch.zeros(rows, dtype=torch.bool) if ablated_rows is None else ablated_rows.cpu()
@@ -66,7 +81,7 @@ def generate(
             stack.enter_context(ablated(policy))
         if not mixed and is_mergeable(policy):
             stack.enter_context(merged(policy))
-        decoding = _Decoding(policy, tokenizer, sampling, without if mixed else None, on_finished)
+        decoding = _Decoding(policy, tokenizer, sampling, without if mixed else None, on_finished, logprob_temperature)
         return decoding.run(prompt_ids, prompt_mask, prompt_of.to(prompt_ids.device), uniforms.to(prompt_ids.device))
 
 
@@ -80,7 +95,9 @@ class _Decoding:
         sampling: Sampling,
         without: Tensor | None,
         on_finished: OnFinished | None,
+        logprob_temperature: float | None,
     ) -> None:
+        self.logprob_temperature = logprob_temperature
         self.policy, self.sampling, self.without, self.on_finished = policy, sampling, without, on_finished
         base = base_of(policy)
         self.decoder, self.head = base.get_decoder(), head_of(base)
@@ -89,13 +106,12 @@ class _Decoding:
         strings = list(sampling.stop_strings)
         self.stop_strings = StopStringCriteria(tokenizer, strings) if strings else None
 
-    def run(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, prompt_of: Tensor, uniforms: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, prompt_ids: Tensor, prompt_mask: Tensor, prompt_of: Tensor, uniforms: Tensor) -> Completions:
         """Sample until every row has stopped or is full."""
         rows, room = uniforms.shape
         device = prompt_ids.device
         self.ids = torch.full((rows, room), self.pad, device=device)
+        self.logprobs = torch.zeros(rows, room, device=device)
         self.length = torch.full((rows,), room, device=device)
         self.reported = torch.zeros(rows, dtype=torch.bool, device=device)
         alive = torch.arange(rows, device=device)
@@ -120,7 +136,8 @@ class _Decoding:
                 batch.advance(self.decoder, token)
         self._report(step + 1)
         mask = torch.arange(step + 1, device=device) < self.length.unsqueeze(-1)
-        return self.ids[:, : step + 1], mask
+        logprobs = None if self.logprob_temperature is None else self.logprobs[:, : step + 1]
+        return Completions(self.ids[:, : step + 1], mask, logprobs)
 
     def _state_of(self, rows: Tensor) -> AbstractContextManager[None]:
         if self.without is None:
@@ -147,11 +164,15 @@ class _Decoding:
     def _next(self, hidden: Tensor, alive: Tensor, uniforms: Tensor, step: int) -> Tensor:
         """Draw the next token of the rows ``alive``, padding where a row has stopped."""
         logits = self.head(hidden).float()
+        allowed = logits
         if step < self.sampling.min_new_tokens:
-            logits[:, self.stops] = -torch.inf
+            allowed = logits.index_fill(1, self.stops, -torch.inf)
         length = self.length[alive]
-        token = torch.where(length > step, draw(logits, uniforms, self.sampling), self.pad)
+        token = torch.where(length > step, draw(allowed, uniforms, self.sampling), self.pad)
         self.ids[alive, step] = token
+        if self.logprob_temperature is not None:
+            scaled = logits / self.logprob_temperature
+            self.logprobs[alive, step] = scaled.gather(1, token.unsqueeze(1)).squeeze(1) - scaled.logsumexp(1)
         stopped = torch.isin(token, self.stops)
         if self.stop_strings is not None:
             stopped |= self.stop_strings(self.ids[alive, : step + 1], logits)

@@ -70,7 +70,8 @@ def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, dr
     """Draw G completions for each problem, a share of them with the quarantine ablated, and grade and reward them.
 
     A group is its teacher rows, then those sampled as trained, then those sampled ablated. Completions are graded
-    while others still grow.
+    while others still grow. With a float32 base the log-probabilities of the sampling pass are kept: they are those
+    of a scoring pass to rounding. With a bfloat16 base they are not, and rows are scored where they are needed.
     """
     size, data, timer = module.group_size, data_of(module.trainer), module.timer
     texts, ids, mask = encode_prompts(module.tokenizer, problems, data.max_prompt_tokens)
@@ -81,6 +82,7 @@ def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, dr
     lessons = module.teacher.rows(problems, step, size)
     taught = torch.tensor([lesson is not None for lesson in lessons], device=ids.device)
     students = (~taught).nonzero().flatten()
+    keeps_sampled = base_of(module.policy).dtype == torch.float32
     seed = ("rollout", data.seed, step, module.global_rank, *([draw] if draw else []))
     with Grading(module.grader, [of_row[row] for row in students.tolist()]) as grading:
 
@@ -98,11 +100,12 @@ def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, dr
                 seed,
                 without[students],
                 hand_over,
+                logprob_temperature=module.logprob_temperature if keeps_sampled else None,
             )
         with timer.phase("grade"):
             of_students = iter(grading.result())
     grades = [next(of_students) if lesson is None else _cached_grade(lesson) for lesson in lessons]
-    completion_ids, completion_mask = _with_lessons(module, *sampled, students, lessons)
+    completion_ids, completion_mask = _with_lessons(module, sampled.ids, sampled.mask, students, lessons)
     stops = torch.tensor(stop_token_ids(base_of(module.policy), module.tokenizer), device=ids.device)
     full = completion_mask.sum(1) >= module.sampling.max_new_tokens
     rollouts = Rollouts(
@@ -122,6 +125,10 @@ def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, dr
         teacher=taught,
         ablated=without,
     )
+    if sampled.logprobs is not None:
+        old = torch.full_like(completion_ids, float("nan"), dtype=torch.float32)
+        old[students, : sampled.logprobs.shape[1]] = sampled.logprobs
+        rollouts.old_logprobs = old
     rollouts.rewards = _rewarded(module, rollouts, grades)
     return rollouts, Labels.from_grades(grades, ids.device)
 

@@ -150,6 +150,11 @@ class GRPOModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @property
+    def logprob_temperature(self) -> float:
+        """What logits are divided by before log-probabilities are taken."""
+        return self.sampling.temperature if self.logprobs_at_temperature else 1.0
+
+    @property
     def grader(self) -> Grader:
         """The grader's worker processes, started at first use."""
         if self._grader is None:

@@ -175,6 +175,7 @@ def joined(parts: Sequence[Rollouts], pad: int) -> Rollouts:
         truncated=tensor("truncated"),
         teacher=tensor("teacher"),
         rewards=tensor("rewards"),
+        old_logprobs=None if first.old_logprobs is None else tensor("old_logprobs"),
         reward_parts={name: torch.cat([part.reward_parts[name] for part in parts]) for name in first.reward_parts},
     )
 

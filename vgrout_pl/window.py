@@ -90,8 +90,8 @@ def micro_batches(rollouts: Rollouts, rows: Tensor, count: int) -> Sequence[Tens
 def score_other_states(module: GRPOModule, rollouts: Rollouts, batches: Sequence[Tensor]) -> None:
     """Fill in what the training passes do not give, for the rows of ``batches``; NaN elsewhere.
 
-    ``old_logprobs`` of rows whose route trains in another state than they were sampled in (a router that read them in
-    that state has given them already), and, where the step measures the divergence, ``reference_logprobs``.
+    ``old_logprobs`` of rows whose route trains in another state than they were sampled in, unless the sampling pass or
+    a router's has given them, and, where the step measures the divergence, ``reference_logprobs``.
     """
     policy = module.policy
     unknown = torch.full_like(rollouts.completion_ids, float("nan"), dtype=torch.float32)
@@ -145,7 +145,7 @@ def score_rows(
         rows.completion_mask,
         states,
         chunk_tokens=module.score_chunk_tokens,
-        temperature=module.sampling.temperature if module.logprobs_at_temperature else 1.0,
+        temperature=module.logprob_temperature,
         entropy_gradient=torch.is_grad_enabled() and module.objective.entropy_bonus > 0,
         share_prompts=module.share_prompts and share_prompts,
         watch=watch,

@@ -22,7 +22,7 @@ def sampled(path, policy=None):
         policy = attach_routed_adapter(load_base(str(path), "float32", None), RoutedLoraConfig(r=2))
     _, ids, mask = encode_prompts(tokenizer, PROBLEMS, 128)
     sampling = Sampling(max_new_tokens=16, temperature=1.0, top_p=1.0, top_k=0)
-    return generate(policy, tokenizer, ids, mask, torch.arange(2), sampling, ("test",))
+    return generate(policy, tokenizer, ids, mask, torch.arange(2), sampling, ("test",))[:2]
 
 
 def test_a_models_own_sampling_preferences_do_not_reach_the_rollouts(tmp_path):
