@@ -13,6 +13,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vgrout_pl.callbacks import (
@@ -238,7 +239,7 @@ def main(args: Sequence[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
         )
     except GuardError as stop:
-        raise SystemExit(fail(str(stop), code=3)) from None
+        raise SystemExit(fail(str(stop), code=3) if not getattr(rank_zero_only, "rank", 0) else 3) from None
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("VGROUT_TRACEBACK"):
             raise

@@ -3,11 +3,14 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.loop.conftest import SMALL
 from vgrout_pl.adapters import Route
 from vgrout_pl.callbacks import DivergenceGuard
 from vgrout_pl.callbacks.guard import nonfinite_losses, nonfinite_rows
@@ -237,6 +240,17 @@ class InfiniteRewards(Absorb):
         return super().route(rollouts, labels)
 
 
+class OneProcess(Absorb):
+    """Puts an infinite reward into the second window of the second process."""
+
+    name = "one_process"
+
+    def route(self, rollouts, labels):
+        if rollouts.step == 1 and torch.distributed.get_rank() == 1:
+            rollouts.rewards[3] = math.inf
+        return super().route(rollouts, labels)
+
+
 @pytest.fixture
 def stopped(fit, capsys):
     """Run ``fit`` expecting the guard to stop it; returns the run directory, the one line and guard.json."""
@@ -357,3 +371,16 @@ def test_warnings_reach_the_report_of_a_run_that_finishes_and_absorb_is_no_gate(
     assert record["stopped"] is None
     assert "- Warning: no emergence at steps 0 to 1" in (run / "report.md").read_text()
     assert (run / "eval.json").exists()
+
+
+@pytest.mark.full
+def test_what_one_process_sees_stops_all_of_them_with_one_line(tmp_path):
+    command = [sys.executable, "cli.py", "fit", "--config", "configs/demo.yaml", *SMALL]
+    command += ["--trainer.devices=2", "--trainer.strategy=ddp", f"--router={ALL}OneProcess"]
+    command += ["--checkpoint.every_n_train_steps=1", f"--trainer.default_root_dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 3
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "rewards of 1 of 8 rows is not finite, first row 3" in line
+    record = json.loads((tmp_path / "one_process-scorda" / "seed0" / "guard.json").read_text())
+    assert record["stopped"]["step"] == record["checkpoint"]["step"] == 1
