@@ -14,8 +14,16 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-UNREADABLE = (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
-UNREADABLE += (pickle.UnpicklingError,)
+UNREADABLE = (
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+)
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -80,7 +88,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
         with path.open("wb") as file:
             sink = _Sink(file)
             try:
-                torch.save(checkpoint, sink)  # type: ignore[arg-type] - it writes and flushes, more is not asked for
+                torch.save(checkpoint, sink)  # type: ignore[arg-type]  # it writes and flushes
             except Exception:
                 if sink.error is not None:
                     raise sink.error from None
@@ -145,6 +153,22 @@ def last_checkpoint(directory: Path) -> Path | None:
             "from a copy, or start anew with --overwrite true"
         )
     return None
+
+
+def set_aside_later(directory: Path, step: int) -> None:
+    """Rename the checkpoints of later steps, and those that cannot be read, to ``<name>.abandoned``.
+
+    A run that goes on from ``step`` takes another way from there: a crash before its next checkpoint must not lead it
+    back to them.
+    """
+    for path in checkpoints_in(directory):
+        try:
+            later = torch.load(path, map_location="meta", weights_only=True, mmap=True)["global_step"] > step
+        except UNREADABLE:
+            later = True
+        if later:
+            print(f"{path} is set aside: the run goes on from step {step}", flush=True)
+            path.replace(path.with_name(f"{path.name}.abandoned"))
 
 
 def chosen_checkpoint(given: str | None, directory: Path, *, required: bool) -> Path | None:

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors import SafetensorError
 
 from vgrout_pl.callbacks import (
     BlockDiagnostics,
@@ -240,8 +241,7 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     except GuardError as stop:
         raise SystemExit(fail(str(stop), code=3) if not getattr(rank_zero_only, "rank", 0) else 3) from None
-    except (ValueError, OSError, MisconfigurationException) as error:
+    except (ValueError, OSError, MisconfigurationException, SafetensorError) as error:
         if os.environ.get("VGROUT_TRACEBACK"):
             raise
-        message = told(error) if isinstance(error, OSError) else str(error)
-        raise SystemExit(fail(" ".join(message.split()))) from None
+        raise SystemExit(fail(told(error))) from None

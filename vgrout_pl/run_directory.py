@@ -14,8 +14,16 @@ REPORT_FILE = "report.md"
 CHANGES_FILE = "changes.jsonl"
 CONFIG_FILE = "config.yaml"
 GUARD_FILE = "guard.json"
-WRITTEN = (METRICS_FILE, "rollouts.jsonl", BLOCKS_FILE, RESULTS_FILE, REPORT_FILE, CHANGES_FILE, CONFIG_FILE)
-WRITTEN += (GUARD_FILE,)
+WRITTEN = (
+    METRICS_FILE,
+    "rollouts.jsonl",
+    BLOCKS_FILE,
+    RESULTS_FILE,
+    REPORT_FILE,
+    CHANGES_FILE,
+    CONFIG_FILE,
+    GUARD_FILE,
+)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -86,12 +94,12 @@ def append(path: Path, data: bytes) -> None:
             raise
 
 
-def told(error: OSError) -> str:
-    """Say in one line what could not be read or written, and what to do."""
-    if error.errno in FULL:
-        where = f" at {error.filename}" if error.filename else ""
-        return (
-            f"disk: expected room to write; got {error.strerror!r}{where}; finished steps up to the last checkpoint "
-            "are safe: make room, then resume with --ckpt_path last"
-        )
-    return str(error)
+def told(error: Exception) -> str:
+    """Say in one line what went wrong; where no room was left, what to do."""
+    text = " ".join(str(error).split())
+    if not (isinstance(error, OSError) and error.errno in FULL) and os.strerror(errno.ENOSPC) not in text:
+        return text
+    return (
+        f"disk: expected room to write; got {text}; finished steps up to the last checkpoint are safe: make room, then "
+        "resume with --ckpt_path last"
+    )

@@ -14,8 +14,16 @@ import torch
 from tests.loop.conftest import SMALL, command
 
 RUN = "absorb-scorda/seed0"
-EXACT = ("rollouts.jsonl", "blocks.jsonl", "eval.json", "config.yaml", "deployed/adapter_model.safetensors")
+EXACT = (
+    "rollouts.jsonl",
+    "blocks.jsonl",
+    "eval.json",
+    "config.yaml",
+    "guard.json",
+    "deployed/adapter_model.safetensors",
+)
 PATIENCE = 300
+LONG = (pytest.mark.full, pytest.mark.timeout(3600))
 
 SIZE = ("--model.group_size=8",)
 PLAIN = ("--trainer.max_steps=6", "--trainer.val_check_interval=3", "--checkpoint.every_n_train_steps=2")
@@ -134,14 +142,15 @@ def finish(root, options):
     ("options", "points"),
     [
         pytest.param(PLAIN, ["generation@1#9", "place of last.ckpt@4", "validation over@6"], id="three points"),
-        pytest.param(PLAIN, POINTS, id="every phase", marks=pytest.mark.full),
-        pytest.param(SEVERAL, SEVERAL_POINTS, id="several updates and micro-batches", marks=pytest.mark.full),
+        pytest.param(PLAIN, POINTS, id="every phase", marks=LONG),
+        pytest.param(SEVERAL, SEVERAL_POINTS, id="several updates and micro-batches", marks=LONG),
     ],
 )
 def test_a_run_killed_at_any_moment_and_again_ends_bit_for_bit_as_if_nothing_had_happened(whole, options, points):
     expected, root = whole(options)
-    for point in points:
+    for number, point in enumerate(points, start=1):
         struck(point, root, options)
+        print(f"{number}: killed at {point}")
         assert not (root / RUN / "report.md").exists()
     finish(root, options)
     assert_same_run(root / RUN, expected)

@@ -16,7 +16,7 @@ import torch
 
 from tests.loop.conftest import command
 from vgrout_pl.callbacks.jsonl import append_records, drop_from_step
-from vgrout_pl.checkpoint_io import DurableCheckpointIO, defect, last_checkpoint
+from vgrout_pl.checkpoint_io import DurableCheckpointIO, checkpoints_in, defect, last_checkpoint, set_aside_later
 from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.optim import Optimization, build_optimizer, warmup_cosine
 from vgrout_pl.resume import apply_options, changed_settings, refuse_changed
@@ -181,6 +181,17 @@ def test_code_in_a_checkpoint_is_not_run_even_if_it_is_asked_for(tmp_path, monke
     assert not (tmp_path / "exploded").exists()
 
 
+def test_what_lies_beyond_the_step_that_a_run_goes_on_from_is_set_aside(tmp_path):
+    saved(tmp_path, 2, 4)
+    DurableCheckpointIO().save_checkpoint(content(3), tmp_path / "step000003.ckpt")
+    (tmp_path / "step000001.ckpt").write_bytes(b"")
+    set_aside_later(tmp_path, 3)
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["previous.ckpt", "step000003.ckpt"]
+    assert step_in(tmp_path / "last.ckpt.abandoned") == 4
+    assert (tmp_path / "step000001.ckpt.abandoned").exists()
+    assert last_checkpoint(tmp_path) == tmp_path / "previous.ckpt"
+
+
 # ---------------------------------------------------------------- settings
 
 
@@ -332,6 +343,8 @@ def test_a_run_whose_last_checkpoint_is_broken_goes_on_from_the_one_before_bit_f
     os.truncate(unfinished / RUN / "checkpoints" / "last.ckpt", 1000)
     fit(*FOUR, "--ckpt_path=last")
     assert "last.ckpt cannot be read (" in capsys.readouterr().out
+    assert step_in(unfinished / RUN / "checkpoints" / "last.ckpt") == 4
+    assert step_in(unfinished / RUN / "checkpoints" / "previous.ckpt") == 2
     for name in (ADAPTER, "rollouts.jsonl"):
         assert (unfinished / RUN / name).read_bytes() == (finished / RUN / name).read_bytes()
     results = [json.loads((root / RUN / "eval.json").read_text())["results"] for root in (finished, unfinished)]
@@ -395,7 +408,7 @@ def test_a_disk_that_fills_up_costs_one_line_and_no_step_before_the_last_checkpo
     size = (finished / RUN / "checkpoints" / "last.ckpt").stat().st_size // 1024
     place = small_disk(f"size={size + 400}k")
     line = refused(fit, capsys, *FOUR, f"--trainer.default_root_dir={place}")
-    assert line.startswith("error: disk: expected room to write; got 'No space left on device' at ")
+    assert line.startswith("error: disk: expected room to write; got [Errno 28] No space left on device: ")
     assert "resume with --ckpt_path last" in line
     assert step_in(place / RUN / "checkpoints" / "last.ckpt") == 2
     assert [row["step"] for row in metrics_of(place / RUN)] == ["0", "1", "2", "3", "3"]
@@ -403,6 +416,16 @@ def test_a_disk_that_fills_up_costs_one_line_and_no_step_before_the_last_checkpo
     fit(*FOUR, "--ckpt_path=last", f"--trainer.default_root_dir={place}")
     for name in (ADAPTER, "rollouts.jsonl"):
         assert (place / RUN / name).read_bytes() == (finished / RUN / name).read_bytes()
+
+
+def test_a_disk_without_room_for_the_export_is_one_line(fit, unfinished, small_disk, capsys):
+    shutil.rmtree(unfinished / RUN / "deployed")
+    content = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file()) // 1024
+    place = small_disk(f"size={content + 160}k")
+    shutil.copytree(unfinished / "absorb-scorda", place / "absorb-scorda")
+    line = refused(fit, capsys, *FOUR, "--ckpt_path=last", f"--trainer.default_root_dir={place}")
+    assert line.startswith("error: disk: expected room to write; got ")
+    assert "No space left on device" in line
 
 
 def test_a_run_directory_that_cannot_be_written_is_one_line_and_leaves_no_trace(fit, tmp_path, capsys):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from vgrout_pl.callbacks.guard import suspicious
-from vgrout_pl.checkpoint_io import LAST, DurableCheckpointIO
-from vgrout_pl.preflight import callbacks_of
+from vgrout_pl.checkpoint_io import LAST, DurableCheckpointIO, set_aside_later
 from vgrout_pl.resume import apply_options, count_batches_anew
 from vgrout_pl.signals import DeferredStop
 from vgrout_pl.types import Window, WindowBoundary
+
+if TYPE_CHECKING:
+    from vgrout_pl.module import GRPOModule
 
 
 class WindowCheckpoint(WindowBoundary, Checkpoint):
@@ -54,6 +56,12 @@ class WindowCheckpoint(WindowBoundary, Checkpoint):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = DurableCheckpointIO()
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set aside what an earlier start left of steps that will be taken again."""
+        if trainer.is_global_zero:
+            resumed = trainer.ckpt_path is not None
+            set_aside_later(self._directory(trainer), cast("GRPOModule", pl_module).trained_steps if resumed else 0)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on from the restored step; from here on a signal waits for the end of a window."""
         apply_options(trainer)
@@ -65,10 +73,9 @@ class WindowCheckpoint(WindowBoundary, Checkpoint):
         """Save where it is due, and stop where that was asked for."""
         before, self._boundary = self._boundary, trainer.global_step
         stop = self._stop.asked(trainer)
-        self._due = self._due or self._passed(before, self.every_n_train_steps)
-        if stop or (self._due and not suspicious(trainer)):
+        self._due = self._due or stop or self._passed(before, self.every_n_train_steps)
+        if self._due:
             self.save(trainer)
-            self._due = False
         if self._passed(before, self.keep_every_n_steps):
             self._write(trainer, f"step{self._boundary:06d}.ckpt")
         if stop:
@@ -103,21 +110,21 @@ class WindowCheckpoint(WindowBoundary, Checkpoint):
     # ---------------------------------------------------------------- what
 
     def save(self, trainer: Trainer) -> None:
-        """Write ``last.ckpt``; on all processes together.
+        """Write ``last.ckpt``, on all processes together.
 
-        Not where it holds this step already, where nothing was trained, and where a guard suspects the weights.
+        Not where nothing was trained since it was written, and not yet while the guard suspects the weights.
         """
-        if self._saved == trainer.global_step or trainer.global_step == 0:
-            return
-        suspected = any(getattr(callback, "suspicious", False) for callback in callbacks_of(trainer))
-        if trainer.strategy.reduce_boolean_decision(suspected, all=False):
-            return
-        self._write(trainer, LAST)
-        self._saved = trainer.global_step
+        if trainer.global_step not in (0, self._saved):
+            if trainer.strategy.reduce_boolean_decision(suspicious(trainer), all=False):
+                return
+            self._write(trainer, LAST)
+        self._saved, self._due = trainer.global_step, False
 
     def _write(self, trainer: Trainer, name: str) -> None:
-        directory = self.dirpath if self.dirpath is not None else Path(trainer.default_root_dir) / "checkpoints"
-        trainer.save_checkpoint(Path(directory) / name, weights_only=False)
+        trainer.save_checkpoint(self._directory(trainer) / name, weights_only=False)
+
+    def _directory(self, trainer: Trainer) -> Path:
+        return Path(self.dirpath) if self.dirpath is not None else Path(trainer.default_root_dir) / "checkpoints"
 
     def _end(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
