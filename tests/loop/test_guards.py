@@ -362,12 +362,12 @@ def test_a_router_that_routes_everything_is_warned_of_and_stopped_where_that_is_
     assert record["findings"][0]["happened"] == "no row on route keep"
 
 
-def test_warnings_reach_the_report_of_a_run_that_finishes_and_absorb_is_no_gate(fit, tmp_path):
-    with pytest.warns(UserWarning, match="guard: no emergence at steps 0 to 1: hacks on"):
-        fit("--guard.no_emergence.steps=2", "--guard.no_emergence.rate=1", "--guard.gate_starvation.steps=1")
+def test_warnings_reach_the_report_of_a_run_that_finishes_and_absorb_is_no_gate(fit, tmp_path, capsys):
+    fit("--guard.no_emergence.steps=2", "--guard.no_emergence.rate=1", "--guard.gate_starvation.steps=1")
     run = tmp_path / "absorb-scorda" / "seed0"
     record = json.loads((run / "guard.json").read_text())
     assert [(f["rule"], f["action"]) for f in record["findings"]] == [("no_emergence", "warn")]
+    assert "warning: no emergence at steps 0 to 1: hacks on" in capsys.readouterr().out
     assert record["stopped"] is None
     assert "- Warning: no emergence at steps 0 to 1" in (run / "report.md").read_text()
     assert (run / "eval.json").exists()

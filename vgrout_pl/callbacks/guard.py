@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -31,8 +31,9 @@ from vgrout_pl.callbacks.guard_rules import (
 from vgrout_pl.checkpoint_io import UNREADABLE, checkpoints_in
 from vgrout_pl.preflight import callbacks_of, roles
 from vgrout_pl.report.files import write_atomically
+from vgrout_pl.report.guard import load_guard
 from vgrout_pl.report.run_report import write_report
-from vgrout_pl.run_directory import GUARD_FILE
+from vgrout_pl.run_directory import GUARD_FILE, REPORT_FILE
 from vgrout_pl.types import Labels, Rollouts, WindowObserver
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class DivergenceGuard(WindowObserver, Callback):
         self._records: list[dict[str, Any]] = []
         self._seen: list[str] = []
         self._losses: list[Tensor] = []
+        self._refused = False
 
     # ---------------------------------------------------------------- state
 
@@ -109,6 +111,9 @@ class DivergenceGuard(WindowObserver, Callback):
         if isinstance(starvation, GateStarvation):
             routes = tuple(route for route in starvation.routes if route in given) if len(given) > 1 else ()
             self._watches[starvation.name].rule = replace(starvation, routes=routes)
+        run = Path(trainer.default_root_dir)
+        if trainer.is_global_zero and (load_guard(run) or {}).get("stopped"):
+            (run / REPORT_FILE).unlink(missing_ok=True)  # a report says that a run has ended
         self._write(trainer, None)
 
     # ---------------------------------------------------------------- before the optimizer step: finite or not
@@ -127,8 +132,9 @@ class DivergenceGuard(WindowObserver, Callback):
         if NonFinite.name not in self.rules:
             return
         seen = [*self._seen, *nonfinite_losses(self._losses), *nonfinite_gradient(cast("GRPOModule", pl_module))]
-        self._seen, self._losses = [], []
-        finding = self._watches[NonFinite.name].count(trainer.global_step, bool(seen), "; ".join(seen), {})
+        self._seen, self._losses, self._refused = [], [], bool(seen)
+        watch = self._watches[NonFinite.name]
+        finding = watch.count(trainer.global_step, True, "; ".join(seen), {}) if seen else None
         self._act(trainer, [finding] if finding else [], {})
 
     # ---------------------------------------------------------------- at the end of the step: everything else
@@ -142,11 +148,12 @@ class DivergenceGuard(WindowObserver, Callback):
         step, metrics = trainer.global_step - 1, cast("GRPOModule", pl_module).step_metrics
         findings = []
         for name, watch in self._watches.items():
-            if name == NonFinite.name:
-                infinite = {key: value for key, value in metrics.items() if not math.isfinite(value)}
-                found = watch.count(step, True, f"{', '.join(infinite)} is not finite", infinite) if infinite else None
-            else:
+            if name != NonFinite.name:
                 found = watch.observe(step, metrics)
+            else:  # NaN stands for what a step has no instance of
+                infinite = {key: value for key, value in metrics.items() if math.isinf(value)}
+                sign = None if self._refused else bool(infinite)
+                found = watch.count(step, sign, f"{', '.join(infinite)} is not finite", infinite)
             findings += [found] if found else []
         self._act(trainer, findings, metrics)
 
@@ -161,7 +168,7 @@ class DivergenceGuard(WindowObserver, Callback):
         stops = [finding for finding in findings if finding.action == "stop"]
         for finding in findings:
             if finding.action == "warn":
-                rank_zero_warn(f"guard: {finding}; {finding.advice}")
+                _say(f"warning: {finding}; {finding.advice}")
         self._write(trainer, stops[0] if stops else None)
         if stops:
             self._stop(trainer, stops[0], metrics)
@@ -176,7 +183,7 @@ class DivergenceGuard(WindowObserver, Callback):
             try:
                 write_report(run)
             except (ValueError, OSError) as error:
-                rank_zero_warn(f"no report of the stopped run: {error}")
+                _say(f"warning: no report of the stopped run: {error}")
         good = good_checkpoint(trainer, finding.since)
         kept = f"the last good checkpoint is {good[0]} (step {good[1]})" if good else "there is no good checkpoint"
         raise GuardError(f"stopped: {finding}; {kept}; {finding.advice}; see {run / GUARD_FILE}")
@@ -202,7 +209,6 @@ def suspicious(trainer: Trainer) -> bool:
 
 def good_checkpoint(trainer: Trainer, since: int) -> tuple[Path, int] | None:
     """The newest checkpoint of this run that was saved before optimizer step ``since`` was taken, and its step."""
-    found = []
     for callback in trainer.checkpoint_callbacks:
         directory = getattr(callback, "dirpath", None) or Path(trainer.default_root_dir) / "checkpoints"
         for path in checkpoints_in(Path(directory)):
@@ -211,8 +217,8 @@ def good_checkpoint(trainer: Trainer, since: int) -> tuple[Path, int] | None:
             except UNREADABLE:
                 continue
             if step <= since:
-                found.append((path, step))
-    return max(found, key=lambda pair: pair[1], default=None)
+                return path, step
+    return None
 
 
 def nonfinite_rows(rollouts: Rollouts) -> list[str]:
@@ -254,6 +260,11 @@ def nonfinite_gradient(module: GRPOModule) -> list[str]:
     names = [name for name, gradient in gradients if not bool(gradient.isfinite().all())]
     more = f" and of {len(names) - 1} more tensors" if len(names) > 1 else ""
     return [f"the gradient of {names[0]}{more} is not finite" if names else "the gradient's norm is not finite"]
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _gathered(findings: list[Finding]) -> list[Finding]:
