@@ -157,7 +157,8 @@ class RunCLI(LightningCLI):
         self.checkpoint = chosen_checkpoint(config["ckpt_path"], directory, required=not fitting)
         if not fitting or self.checkpoint is None:
             return
-        changed = changes_since(self.checkpoint, self._parser(self.subcommand).dump(config, skip_none=False))
+        present = self._parser(self.subcommand).dump(config, skip_none=False)
+        changed = changes_since(self.checkpoint, self.run_dir, present)
         refuse_changed(changed, config["allow_changed"])
         for line in described(changed):
             print(f"resumed with {line}", flush=True)

@@ -85,13 +85,15 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def changes_since(checkpoint: Path, present: str) -> dict[str, tuple[Any, Any]]:
+def changes_since(checkpoint: Path, run_dir: Path, present: str) -> dict[str, tuple[Any, Any]]:
     """Compare the settings of a checkpoint's run with a present configuration (YAML), by :func:`changed_settings`.
 
-    Nothing has changed where the checkpoint stands alone, without the configuration of its run.
+    The checkpoint's run is the directory above its folder, or else ``run_dir``; nothing has changed where neither
+    holds a configuration.
     """
+    candidates = (checkpoint.absolute().parent.parent / CONFIG_FILE, run_dir / CONFIG_FILE)
     try:
-        saved = yaml.safe_load((checkpoint.absolute().parent.parent / CONFIG_FILE).read_text(encoding="utf-8"))
+        saved = yaml.safe_load(next(filter(Path.is_file, candidates), candidates[1]).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return changed_settings(saved, yaml.safe_load(present)) if isinstance(saved, Mapping) else {}
@@ -107,7 +109,7 @@ def described(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
 
 def note_changes(run_dir: Path, checkpoint: Path, present: str, step: int) -> None:
     """Add a line to ``<run>/changes.jsonl`` where a run goes on under other settings: step, key -> [old, new]."""
-    changed = changes_since(checkpoint, present)
+    changed = changes_since(checkpoint, run_dir, present)
     if changed:
         run_dir.mkdir(parents=True, exist_ok=True)
         append_records(run_dir / CHANGES_FILE, [{"step": step, "changed": changed}])

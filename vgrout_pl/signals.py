@@ -31,6 +31,7 @@ def stop_at_once() -> Iterator[None]:
     """Let SIGINT and SIGTERM end what goes on here with :class:`Stopped`; only in a process' main thread."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
+        os.write(1, f"\n{signal.Signals(number).name}: stopped\n".encode())
         raise Stopped(number)
 
     before = _install(stop, STOPPING)
@@ -41,7 +42,7 @@ def stop_at_once() -> Iterator[None]:
 
 
 class DeferredStop:
-    """Note SIGINT and SIGTERM rather than obey; a second one ends the process at once.
+    """Note SIGINT and SIGTERM rather than obey; a SIGINT that comes after another signal ends the process at once.
 
     A job manager's signal that Lightning answers with a checkpoint and a requeued job (SLURM) is deferred in the same
     way: Lightning's answer to it is given when the step is over.
@@ -62,12 +63,13 @@ class DeferredStop:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._noted is not None:
+        if self._noted is None:
+            self._noted = number
+            name = signal.Signals(number).name
+            os.write(1, f"\n{name}: stopping after this step, with a checkpoint; SIGINT: stop at once\n".encode())
+        elif number == signal.SIGINT:
             os.write(2, b"\nstopped at once\n")
             os._exit(SIGNALLED + number)
-        self._noted = number
-        name = signal.Signals(number).name
-        os.write(1, f"\n{name}: stopping after this step, with a checkpoint; once more: stop at once\n".encode())
 
     def asked(self, trainer: Trainer) -> bool:
         """Whether any process was asked to stop; all processes must ask together."""

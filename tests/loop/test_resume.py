@@ -263,16 +263,25 @@ def test_a_restored_optimizer_obeys_the_present_settings_and_unchanged_ones_chan
 # ---------------------------------------------------------------- signals
 
 
-def test_a_second_signal_ends_the_process_at_once():
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        ((signal.SIGINT,), 0),
+        ((signal.SIGINT, signal.SIGINT), 130),
+        ((signal.SIGTERM, signal.SIGTERM), 0),
+        ((signal.SIGTERM, signal.SIGINT), 130),
+    ],
+)
+def test_a_signal_is_noted_and_ctrl_c_after_it_ends_the_process_at_once(sent, code):
     trainer = SimpleNamespace(strategy=SimpleNamespace())
     child = os.fork()
     if child == 0:
         DeferredStop().install(trainer)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in sent:
+            os.kill(os.getpid(), number)
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
 
 
 def test_without_training_a_signal_stops_at_once_and_the_handlers_come_back():

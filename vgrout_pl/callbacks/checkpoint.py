@@ -26,7 +26,7 @@ class WindowCheckpoint(WindowBoundary, Checkpoint):
     nothing of the next window has been drawn, so that a run that is killed at any moment goes on from it bit for bit.
     The one before it stays as ``previous.ckpt``. While the guard sees the sign of a runaway, a checkpoint that is due
     waits until the sign is gone. On SIGTERM or SIGINT the window under way is finished, saved, and the process ends
-    with exit code 143 or 130; a second signal ends it at once.
+    with exit code 143 or 130; a second Ctrl-C ends it at once.
 
     Args:
         every_n_train_steps: optimizer steps between two checkpoints; with several updates a window, the first end of a
@@ -66,7 +66,8 @@ class WindowCheckpoint(WindowBoundary, Checkpoint):
         """Go on from the restored step; from here on a signal waits for the end of a window."""
         apply_options(trainer)
         self._boundary, self._whole = trainer.global_step, True
-        self._saved = trainer.global_step if trainer.ckpt_path is not None else None
+        own = trainer.ckpt_path is not None and Path(trainer.ckpt_path).parent == self._directory(trainer)
+        self._saved = trainer.global_step if own else None
         self._stop.install(trainer)
 
     def on_window_boundary(self, trainer: Trainer, module: LightningModule) -> None:
