@@ -73,7 +73,7 @@ class Runaway(Rule):
     """
 
     action: Action = "stop"
-    steps: int = 3
+    steps: int = 2
     grad_ratio: float = 4.0
     kl_ratio: float = 2.0
     logprob: float = -0.6
