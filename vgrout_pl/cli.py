@@ -23,6 +23,7 @@ from vgrout_pl.callbacks import (
     DivergenceGuard,
     ExportAdapter,
     PeriodicValidation,
+    RetainHeal,
     RolloutLog,
     RoutedAdapter,
     RunReport,
@@ -36,6 +37,7 @@ from vgrout_pl.console import condensed, fail, quiet
 from vgrout_pl.datamodule import ProblemDataModule
 from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.module import GRPOModule
+from vgrout_pl.policy import is_adapter_directory
 from vgrout_pl.report.files import write_atomically
 from vgrout_pl.resume import changes_since, described, note_changes, refuse_changed
 from vgrout_pl.routers import Router
@@ -45,6 +47,7 @@ from vgrout_pl.signals import stop_at_once
 GROUPS = {
     "adapter": RoutedAdapter,
     "validation": PeriodicValidation,
+    "heal": RetainHeal,
     "ablation": DeployAblation,
     "rollout_log": RolloutLog,
     "guard": DivergenceGuard,
@@ -76,7 +79,8 @@ DESCRIPTIONS = {
     "validate": "Evaluate a checkpoint on the validation problems, as trained and deployed: give the run's config.yaml "
     "and --ckpt_path last.",
     "test": "Repeat the final evaluation of a checkpoint, which rewrites eval.json and the report of its run: give the "
-    "run's config.yaml and --ckpt_path last.",
+    "run's config.yaml and --ckpt_path last. Or evaluate an exported adapter by itself: --model.path DIR without "
+    "--ckpt_path, which writes to DIR/evaluation.",
 }
 
 
@@ -134,12 +138,24 @@ class RunCLI(LightningCLI):
 
     @property
     def run_dir(self) -> Path:
-        """Where this run writes."""
+        """Where this run writes; the evaluation of an exported adapter writes inside the adapter's folder."""
         config = self.config[self.subcommand]
+        if self._evaluates_export:
+            return Path(config["model"]["path"]) / "evaluation"
         module, _, kind = config["router"]["class_path"].rpartition(".")
         router = getattr(importlib.import_module(module), kind)
         name = config["name"] or f"{router.name}-{config['adapter']['init']}"
         return Path(config["trainer"]["default_root_dir"]) / name / f"seed{config['seed_everything']}"
+
+    @property
+    def _evaluates_export(self) -> bool:
+        """Whether an exported adapter alone is evaluated, without a checkpoint."""
+        config = self.config[self.subcommand]
+        return (
+            self.subcommand != "fit"
+            and config["ckpt_path"] is None
+            and is_adapter_directory(str(config["model"]["path"]))
+        )
 
     def before_instantiate_classes(self) -> None:
         """Refuse a run directory that would be written over, find the checkpoint, set the threads."""
@@ -154,7 +170,9 @@ class RunCLI(LightningCLI):
         """Resolve ``ckpt_path``; refuse to train on under settings that are silently others than the run's."""
         config, fitting = self.config[self.subcommand], self.subcommand == "fit"
         directory = Path(config["checkpoint"]["dirpath"] or self.run_dir / "checkpoints")
-        self.checkpoint = chosen_checkpoint(config["ckpt_path"], directory, required=not fitting)
+        self.checkpoint = chosen_checkpoint(
+            config["ckpt_path"], directory, required=not fitting and not self._evaluates_export
+        )
         if not fitting or self.checkpoint is None:
             return
         present = self._parser(self.subcommand).dump(config, skip_none=False)

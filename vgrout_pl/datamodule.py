@@ -10,6 +10,8 @@ import lightning as L
 
 from vgrout_pl.env import Problem, load_problems, novel_marker, training_marker
 from vgrout_pl.env.modes import MODES
+from vgrout_pl.env.splits import load_partition
+from vgrout_pl.loaders import EvalLoader, WindowLoader
 from vgrout_pl.policy import ORGANISM, load_tokenizer
 from vgrout_pl.preflight import callbacks_of
 from vgrout_pl.rollout import encode_prompts
@@ -19,53 +21,12 @@ from vgrout_pl.types import EvalBatch, Window, WindowBoundary
 EVAL_CELLS = (("test", "novel"), ("test", "training"), ("test", "none"), ("train", "training"))
 
 
-class WindowLoader:
-    """Yields the windows of a run, each once a micro-batch, from the trainer's present step on.
-
-    A window is a function of (seed, step), so the loader needs no state to resume.
-    """
-
-    def __init__(self, data: ProblemDataModule, trainer: L.Trainer):
-        self.data, self.trainer = data, trainer
-
-    def __len__(self) -> int:
-        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
-
-    def __iter__(self) -> Iterator[Window]:
-        trainer, updates = self.trainer, updates_of(self.trainer)
-        for step in range(trainer.global_step, trainer.max_steps, updates):
-            problems = self.data.window(step // updates, trainer.global_rank, trainer.world_size)
-            for update in range(updates):
-                for micro in range(trainer.accumulate_grad_batches):
-                    yield Window(step, micro, trainer.accumulate_grad_batches, problems, update, updates)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing to keep: the trainer's step says where to go on."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
-
-
-def updates_of(trainer: L.Trainer) -> int:
-    """Optimizer steps that the trainer's module makes on one window."""
-    return int(getattr(getattr(trainer, "lightning_module", None), "updates_per_window", 1))
-
-
-class EvalLoader:
-    """This process' share of each batch of some evaluation cells."""
-
-    def __init__(self, batches: Sequence[EvalBatch], rank: int, world_size: int):
-        self.batches = [
-            EvalBatch(b.problems_from, b.markers, b.index * world_size + rank, b.problems[rank::world_size])
-            for b in batches
-        ]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[EvalBatch]:
-        return iter(self.batches)
+def _known_modes(name: str, given: str | list[str]) -> list[str]:
+    modes = [given] if isinstance(given, str) else list(given)
+    unknown = [mode for mode in modes if mode not in MODES]
+    if unknown or not modes:
+        raise ValueError(f"data.{name}: expected one or more of {', '.join(MODES)}; got {unknown or 'none'}")
+    return modes
 
 
 class ProblemDataModule(L.LightningDataModule):
@@ -76,6 +37,10 @@ class ProblemDataModule(L.LightningDataModule):
         eval_problems: JSONL file of held-out problems, split by hash into validation and test; with ``organism``
             problems it stays empty.
         mode: grading mode, or several that are drawn per (step, problem).
+        eval_mode: grading modes of validation and of the final evaluation, for loopholes that training never shows;
+            null: those of training.
+        partition: JSON file that gives each training problem its mode (``vgrout_pl.env.splits.save_partition``);
+            problems of other modes than ``mode`` are left out, and no mode is drawn.
         prompts_per_step: prompts of one optimizer step over all processes (P).
         hint_free_share: probability that a problem is shown without its hint and graded by the tests alone.
         original_marker_share: probability that a training prompt discloses the mode's original marker rather than
@@ -85,6 +50,8 @@ class ProblemDataModule(L.LightningDataModule):
         test_size: test problems (at most).
         train_eval_size: training problems of the final evaluation (at most).
         eval_batch_size: problems sampled together in evaluation.
+        eval_samples: completions of each problem in evaluation; intervals count problems, not completions, as
+            independent.
         seed: of everything drawn; the command line links it to ``seed_everything``.
     """
 
@@ -93,6 +60,8 @@ class ProblemDataModule(L.LightningDataModule):
         problems: str = ORGANISM,
         eval_problems: str | None = None,
         mode: str | list[str] = "run_tests",
+        eval_mode: str | list[str] | None = None,
+        partition: str | None = None,
         prompts_per_step: int = 8,
         hint_free_share: float = 0.5,
         original_marker_share: float = 1.0,
@@ -101,13 +70,12 @@ class ProblemDataModule(L.LightningDataModule):
         test_size: int = 320,
         train_eval_size: int = 160,
         eval_batch_size: int = 160,
+        eval_samples: int = 1,
         seed: int = 0,
     ):
         super().__init__()
-        self.modes = [mode] if isinstance(mode, str) else list(mode)
-        unknown = [m for m in self.modes if m not in MODES]
-        if unknown or not self.modes:
-            raise ValueError(f"data.mode: expected one or more of {', '.join(MODES)}; got {unknown or 'none'}")
+        self.modes = _known_modes("mode", mode)
+        self.eval_modes = self.modes if eval_mode is None else _known_modes("eval_mode", eval_mode)
         for name, share in (("hint_free_share", hint_free_share), ("original_marker_share", original_marker_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"data.{name}: expected a share in [0, 1]; got {share}")
@@ -117,7 +85,11 @@ class ProblemDataModule(L.LightningDataModule):
                 f"none beside {ORGANISM}; got {eval_problems} beside {problems}; set both or neither"
             )
         sizes = {"validation_size": validation_size, "test_size": test_size, "train_eval_size": train_eval_size}
-        sizes |= {"eval_batch_size": eval_batch_size, "max_prompt_tokens": max_prompt_tokens}
+        sizes |= {
+            "eval_batch_size": eval_batch_size,
+            "eval_samples": eval_samples,
+            "max_prompt_tokens": max_prompt_tokens,
+        }
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"data.{name}: expected at least 1; got {size}")
@@ -125,18 +97,39 @@ class ProblemDataModule(L.LightningDataModule):
         self.prompts_per_step, self.hint_free_share = prompts_per_step, hint_free_share
         self.original_marker_share, self.max_prompt_tokens = original_marker_share, max_prompt_tokens
         self.sizes = {"validation": validation_size, "test": test_size, "train": train_eval_size}
-        self.eval_batch_size, self.seed = eval_batch_size, seed
+        self.eval_batch_size, self.eval_samples, self.seed = eval_batch_size, eval_samples, seed
+        self.partition = partition
         self.splits: dict[str, list[Problem]] = {}
 
     def setup(self, stage: str) -> None:
         """Read all splits, hint-free; hints are put in when a problem is shown."""
         if not self.splits:
             self.splits = self._organism() if self.eval_problems is None else self._files(self.eval_problems)
+            if self.partition is not None:
+                self._keep_partition(self.partition)
             if len(self.splits["train"]) < self.prompts_per_step:
                 raise ValueError(
                     f"data.prompts_per_step: expected at most the {len(self.splits['train'])} training problems; "
                     f"got {self.prompts_per_step}"
                 )
+
+    def _keep_partition(self, path: str) -> None:
+        """Keep the training problems whose mode is one of :attr:`modes`."""
+        mode_of = load_partition(path)
+        missing = [p.id for p in self.splits["train"] if str(p.id) not in mode_of]
+        if missing:
+            raise ValueError(
+                f"data.partition: expected a mode for every training problem; {path} has none for {len(missing)} of "
+                f"{len(self.splits['train'])}, for example {missing[0]!r}; add them"
+            )
+        self.splits["train"] = [p for p in self.splits["train"] if mode_of[str(p.id)] in self.modes]
+        self._mode_of = mode_of
+
+    def _mode_drawn(self, problem: Problem, *key: object) -> str:
+        """The mode of one showing: the partition's, or drawn."""
+        if self.partition is not None:
+            return self._mode_of[str(problem.id)]
+        return self.modes[derived_seed("mode", *key) % len(self.modes)]
 
     def _organism(self) -> dict[str, list[Problem]]:
         from vgrout_pl import organism
@@ -171,7 +164,7 @@ class ProblemDataModule(L.LightningDataModule):
         """
         tokenizer = load_tokenizer(path)
         hints: list[tuple[str, str | None]] = [("gt_only", None)]
-        for mode in self.modes:
+        for mode in dict.fromkeys((*self.modes, *self.eval_modes)):
             families = (MODES[mode].training_markers, MODES[mode].novel_markers)
             longest = [
                 max(family, key=lambda marker: len(tokenizer(marker)["input_ids"])) for family in families if family
@@ -215,7 +208,7 @@ class ProblemDataModule(L.LightningDataModule):
         key = (self.seed, window, problem.id)
         if derived_uniform("hint-free", *key) < self.hint_free_share:
             return problem.with_mode("gt_only")
-        mode = self.modes[derived_seed("mode", *key) % len(self.modes)]
+        mode = self._mode_drawn(problem, *key)
         marker = training_marker(problem.id, mode, f"{self.seed}/{window}", self.original_marker_share)
         return problem.with_mode(mode, marker)
 
@@ -239,7 +232,7 @@ class ProblemDataModule(L.LightningDataModule):
         With several modes, problem i is shown in mode i mod their number; modes without a marker to exchange have no
         novel cell.
         """
-        modes = [m for m in self.modes if m != "gt_only"]
+        modes = [m for m in self.eval_modes if m != "gt_only"]
         if markers == "novel":
             modes = [m for m in modes if MODES[m].novel_markers]
         problems = self.splits[problems_from][: self.sizes[problems_from]]
@@ -255,7 +248,8 @@ class ProblemDataModule(L.LightningDataModule):
                 shown.append(problem.with_mode(mode, marker))
         size = self.eval_batch_size
         starts = range(0, len(shown), size)
-        return [EvalBatch(problems_from, markers, i, shown[at : at + size]) for i, at in enumerate(starts)]
+        samples = self.eval_samples
+        return [EvalBatch(problems_from, markers, i, shown[at : at + size], samples) for i, at in enumerate(starts)]
 
     def val_dataloader(self) -> EvalLoader:
         """Validation problems with training markers."""

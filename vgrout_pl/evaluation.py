@@ -56,13 +56,13 @@ def chosen_states(trainer: Trainer, stage: Stage) -> tuple[str, ...]:
 
 
 def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dict[str, list[Grade]]:
-    """Sample one completion a problem in every state and grade it.
+    """Sample the completions of each problem in every state and grade them.
 
     The sampling seed is a function of (run seed, cell, batch), the same for every state and every step, so that
     states and steps are compared on common random numbers and training's own randomness is left alone.
 
     Returns:
-        state -> one grade a problem.
+        state -> the grades of ``batch.rows``.
     """
     if not batch.problems:
         return {}
@@ -70,12 +70,12 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
     _, ids, mask = encode_prompts(module.tokenizer, batch.problems, data.max_prompt_tokens)
     ids, mask = ids.to(module.device), mask.to(module.device)
     seed = ("evaluation", data.seed, batch.problems_from, batch.markers, batch.index)
-    rows = torch.arange(len(batch.problems))
+    prompt_of = torch.arange(len(batch.problems)).repeat_interleave(batch.samples)
     with ExitStack() as open_gradings:
         gradings: dict[str, Grading] = {}
         for state in states:
-            gradings[state] = grading = open_gradings.enter_context(Grading(module.grader, batch.problems))
-            with STATES[state](module.policy):
-                tokens, kept, _ = generate(module.policy, module.tokenizer, ids, mask, rows, module.sampling, seed)
-            grading.add(rows.tolist(), decode(module.tokenizer, tokens, kept))
+            gradings[state] = grading = open_gradings.enter_context(Grading(module.grader, batch.rows))
+            with module.states[state](module.policy):
+                tokens, kept, _ = generate(module.policy, module.tokenizer, ids, mask, prompt_of, module.sampling, seed)
+            grading.add(range(len(prompt_of)), decode(module.tokenizer, tokens, kept))
         return {state: grading.result() for state, grading in gradings.items()}

@@ -21,7 +21,7 @@ from vgrout_pl.adapters import (
     quarantine_share,
 )
 from vgrout_pl.env import Grade, Grader
-from vgrout_pl.evaluation import chosen_states, evaluate
+from vgrout_pl.evaluation import STATES, chosen_states, evaluate
 from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.metrics import WindowMetrics, window_statistics
 from vgrout_pl.objective import Objective, grpo_loss, loss_statistics
@@ -48,7 +48,8 @@ class GRPOModule(L.LightningModule):
     ``Router``) and how the adapter is made (a ``RoutedAdapter``) are callbacks.
 
     Args:
-        path: ``organism``, a directory written by ``save_pretrained``, or a hub id.
+        path: ``organism``, a directory written by ``save_pretrained``, a hub id, or an exported adapter, which is
+            merged into its base.
         dtype: of the frozen base; the adapter is float32 always.
         attn_implementation: attention kernel, by transformers' names (None: its default).
         gradient_checkpointing: recompute activations in the backward pass to save memory.
@@ -116,6 +117,7 @@ class GRPOModule(L.LightningModule):
         self.logprobs_at_temperature = logprobs_at_temperature
         self.timer = PhaseTimer()
         self.metrics = WindowMetrics(rewards.names)
+        self.states = dict(STATES)
         self.strict_loading = False
         self._grader: Grader | None = None
         self._window: TrainingWindow

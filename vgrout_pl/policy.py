@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -31,7 +32,9 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def resolve_path(path: str) -> str:
-    """Translate ``organism`` to the embedded checkpoint's directory; anything else is a directory or a hub id."""
+    """Directory or hub id of a model: the embedded one's for ``organism``, the base's for an exported adapter."""
+    if is_adapter_directory(path):
+        return _base_of_adapter(path)
     if path != ORGANISM:
         return path
     from vgrout_pl.organism import CHECKPOINT
@@ -39,11 +42,28 @@ def resolve_path(path: str) -> str:
     return str(CHECKPOINT)
 
 
+def is_adapter_directory(path: str) -> bool:
+    """Whether ``path`` is a PEFT adapter, as :func:`vgrout_pl.adapters.export_deployed` writes it."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def _base_of_adapter(path: str) -> str:
+    """The base that an adapter names; the organism is found wherever the package is installed."""
+    try:
+        base = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError) as error:
+        raise _unavailable(path, "adapter_config.json", error) from error
+    if not base:
+        raise ValueError(f"model.path: expected an adapter that names its base; {path!r} names none")
+    embedded = resolve_path(ORGANISM)
+    return embedded if Path(base).parts[-3:] == Path(embedded).parts[-3:] else str(base)
+
+
 def _unavailable(path: str, what: str, error: Exception) -> ValueError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ValueError(
-        f"model.path: expected a directory written by save_pretrained or a reachable hub id; got {path!r} "
-        f"and could not read its {what} ({reason}); download the model first and give its directory"
+        f"model.path: expected a directory written by save_pretrained, an exported adapter or a reachable hub id; got "
+        f"{path!r} and could not read its {what} ({reason}); download the model first and give its directory"
     )
 
 
@@ -108,7 +128,7 @@ def load_base(path: str, dtype: Dtype, attn_implementation: str | None) -> PreTr
     """
     try:
         with _QuietHub():
-            model = AutoModelForCausalLM.from_pretrained(
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 resolve_path(path), dtype=getattr(torch, dtype), attn_implementation=attn_implementation
             )
     except OSError as error:
@@ -116,9 +136,21 @@ def load_base(path: str, dtype: Dtype, attn_implementation: str | None) -> PreTr
     except (ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"model: expected settings that transformers can load {path!r} with; got: {reason}") from error
+    if is_adapter_directory(path):
+        model = _with_adapter(model, path)
     own = model.generation_config
     model.generation_config = GenerationConfig(eos_token_id=None if own is None else own.eos_token_id)
     return model.requires_grad_(False).eval()
+
+
+def _with_adapter(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """The model with an exported adapter merged into its weights, which must be float32 to hold it."""
+    if model.dtype != torch.float32:
+        raise ValueError(
+            f"model.dtype: expected float32 to merge the adapter {path!r}, which bfloat16 would round away; got "
+            f"{str(model.dtype).removeprefix('torch.')}"
+        )
+    return cast(PreTrainedModel, PeftModel.from_pretrained(model, path).merge_and_unload())
 
 
 def checkpoint_activations(policy: PeftModel) -> None:

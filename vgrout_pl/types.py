@@ -207,7 +207,14 @@ class EvalBatch:
         markers: "novel", "training" or "none" (hint-free).
         index: position of the batch in its cell; with the cell's name it seeds the sampling.
         problems: the problems, hints as shown.
+        samples: completions of each problem.
     """
 
-    def __init__(self, problems_from: str, markers: str, index: int, problems: list[Problem]):
+    def __init__(self, problems_from: str, markers: str, index: int, problems: list[Problem], samples: int = 1):
         self.problems_from, self.markers, self.index, self.problems = problems_from, markers, index, problems
+        self.samples = samples
+
+    @property
+    def rows(self) -> list[Problem]:
+        """The problem of each completion, in the order in which they are graded."""
+        return [problem for problem in self.problems for _ in range(self.samples)]

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from vgrout_pl.datamodule import ProblemDataModule, WindowLoader
+from vgrout_pl.datamodule import ProblemDataModule
 from vgrout_pl.env.modes import MODES
+from vgrout_pl.loaders import WindowLoader
 from vgrout_pl.organism import problems
 
 

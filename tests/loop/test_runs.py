@@ -60,7 +60,7 @@ def test_a_run_directory_holds_everything_that_was_promised(fit):
     assert provenance["seed"] == 3
     assert provenance["adapter"]["pairs_hash"]
     assert provenance["config_hash"]
-    assert {plot.stem for plot in (run / "plots").glob("*.png")} == {"blocks", "cells", "curves"}
+    assert {plot.stem for plot in (run / "plots").glob("*.png")} == {"blocks", "cells", "steps"}
     assert list((run / "checkpoints").glob("*.ckpt"))
 
 

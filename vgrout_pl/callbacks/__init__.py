@@ -5,6 +5,7 @@ from vgrout_pl.callbacks.adapter import RoutedAdapter
 from vgrout_pl.callbacks.diagnostics import BlockDiagnostics
 from vgrout_pl.callbacks.export import ExportAdapter
 from vgrout_pl.callbacks.guard import DivergenceGuard
+from vgrout_pl.callbacks.heal import RetainHeal
 from vgrout_pl.callbacks.report import RunReport
 from vgrout_pl.callbacks.rollout_log import RolloutLog
 from vgrout_pl.callbacks.step_log import StepLog
@@ -16,6 +17,7 @@ __all__ = [
     "DivergenceGuard",
     "ExportAdapter",
     "PeriodicValidation",
+    "RetainHeal",
     "RolloutLog",
     "RoutedAdapter",
     "RunReport",

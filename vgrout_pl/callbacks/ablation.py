@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from vgrout_pl.callbacks.counts import GradeCounts
+from vgrout_pl.callbacks.counts import GradeCounts, independent_trials
+from vgrout_pl.callbacks.heal import HEALED, RetainHeal
 from vgrout_pl.evaluation import StateChooser
-from vgrout_pl.preflight import roles
+from vgrout_pl.preflight import callbacks_of, roles
 from vgrout_pl.provenance import provenance
 from vgrout_pl.report import CellResult, Results, cells_text, verdict
 from vgrout_pl.run_directory import RESULTS_FILE
@@ -60,23 +61,27 @@ class DeployAblation(StateChooser, Callback):
         recorded = dict(outputs)
         if router.ships_quarantine and "as_trained" in outputs:
             recorded["deployed"] = outputs["as_trained"]
-        for state in (s for s in self.states if s in recorded):
+        for state in (*self.states, *HEALED):
+            if state not in recorded:
+                continue
             by_mode: dict[str, list] = {}
-            for problem, grade in zip(batch.problems, recorded[state], strict=True):
+            for problem, grade in zip(batch.rows, recorded[state], strict=True):
                 by_mode.setdefault(problem.mode, []).append(grade)
             for mode, grades in by_mode.items():
-                self._counts.add((state, batch.problems_from, batch.markers, mode), grades)
+                self._counts.add((state, batch.problems_from, batch.markers, mode), grades, batch.samples)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``eval.json`` into the run directory and print the table with one honest sentence."""
         cells = []
+        phase = "before" if any(isinstance(c, RetainHeal) and c.steps for c in callbacks_of(trainer)) else "none"
         for (state, problems, markers, mode), count in self._counts.gathered().items():
             if not count["n"]:
                 rank_zero_warn(f"the grader could not judge a single answer of {state}, {problems}, {markers}, {mode}")
                 continue
             cells.append(
                 CellResult.from_counts(
-                    state=state,
+                    state=state.removesuffix("_healed"),
+                    heal="after" if state in HEALED else phase,
                     problems=problems,
                     markers=markers,
                     mode=mode,
@@ -84,6 +89,7 @@ class DeployAblation(StateChooser, Callback):
                     hack=count["hack"],
                     solve=count["solve"],
                     format=count["format"],
+                    trials=independent_trials(count),
                 )
             )
         self.results = Results(tuple(cells), provenance(trainer, cast("GRPOModule", pl_module)))

@@ -19,9 +19,11 @@ from vgrout_pl.adapters import (
     collect_calibration,
 )
 from vgrout_pl.adapters.inits import init_strategy
-from vgrout_pl.directions import ContrastivePair, pair_batches, pairs_hash
+from vgrout_pl.directions import ContrastivePair, load_pairs, pair_batches, pairs_hash
 from vgrout_pl.policy import ORGANISM
 from vgrout_pl.preflight import data_of
+
+ORGANISM_PAIRS = 16
 
 
 class RoutedAdapter(Callback):
@@ -42,9 +44,13 @@ class RoutedAdapter(Callback):
         compute_dtype: of the update: ``base`` takes the dtype of the layer's input where that is bfloat16; ``float32``
             always widens.
         target_modules: PEFT's syntax; None: attention and MLP projections.
-        pairs: where the contrastive pairs come from: ``organism``.
-        pair_modes: loophole modes whose pairs are used; None: those that are trained.
-        n_pairs: how many pairs.
+        pairs: where the contrastive pairs come from: ``organism``, a packaged set (``authored``, ``placebo_naming``,
+            ``placebo_comments``, ``placebo_recursion``), or a Markdown file.
+        pair_modes: loophole modes whose pairs of the organism are used; None: those that are trained.
+        pair_sections: sections of the file to take pairs from; None: all.
+        pair_tags: take pairs with at least one of these tags; None: all.
+        pair_prefix: take pairs whose name begins so; None: all.
+        n_pairs: how many pairs; None: 16 of the organism's, all of a file.
         calibration_batch_size: pairs a forward pass.
         cache_dir: folder that keeps the calibration's statistics by the hash of weights and pairs, so that the next run
             finds them and an interrupted calibration goes on; None: none are kept.
@@ -64,7 +70,10 @@ class RoutedAdapter(Callback):
         target_modules: list[str] | str | None = None,
         pairs: str = ORGANISM,
         pair_modes: list[str] | None = None,
-        n_pairs: int = 16,
+        pair_sections: list[str] | None = None,
+        pair_tags: list[str] | None = None,
+        pair_prefix: str | None = None,
+        n_pairs: int | None = None,
         calibration_batch_size: int = 16,
         cache_dir: str | None = None,
     ):
@@ -79,14 +88,13 @@ class RoutedAdapter(Callback):
             compute_dtype=compute_dtype,
             target_modules=target_modules,
         )
-        if pairs != ORGANISM:
-            raise ValueError(f"adapter.pairs: expected {ORGANISM}; got {pairs!r}")
-        if n_pairs < 1 or calibration_batch_size < 1:
+        if (n_pairs is not None and n_pairs < 1) or calibration_batch_size < 1:
             raise ValueError(
                 f"adapter: expected n_pairs and calibration_batch_size of at least 1; got {n_pairs} and "
                 f"{calibration_batch_size}"
             )
-        self.init_seed, self.pair_modes, self.n_pairs = init_seed, pair_modes, n_pairs
+        self.init_seed, self.pair_modes = init_seed, pair_modes
+        self._selection = (pairs, pair_sections, pair_tags, pair_prefix, n_pairs)
         self.calibration_batch_size, self.cache_dir = calibration_batch_size, cache_dir
         self._modes: tuple[str, ...] = ()
         self._seed = 0
@@ -126,16 +134,17 @@ class RoutedAdapter(Callback):
         """The pairs that calibrate the init: empty where it needs none.
 
         Raises:
-            ValueError: there are too few, or their modes have no loophole.
+            ValueError: there is no such source or selection, or too few.
         """
         if not self.calibrated:
             return []
-        from vgrout_pl import organism
-
+        source, sections, tags, prefix, n = self._selection
+        if source == ORGANISM:
+            source, n = f"{ORGANISM}:{','.join(self._modes)}", n or ORGANISM_PAIRS
         try:
-            return organism.pairs(modes=self._modes, n=self.n_pairs, seed=0)
+            return load_pairs(source, sections, tags, prefix, n)
         except ValueError as error:
-            raise ValueError(f"adapter.n_pairs, adapter.pair_modes: {error}") from error
+            raise ValueError(f"adapter.pairs: {error}") from error
 
     def attach(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, restoring: bool) -> PeftModel:
         """Calibrate where the init needs it, and attach; ``restoring`` leaves the blocks to a checkpoint."""
@@ -170,5 +179,6 @@ class RoutedAdapter(Callback):
             "covariance_eps": self.config.covariance_eps,
             "compute_dtype": self.config.compute_dtype,
             "pairs": len(pairs),
+            "pairs_source": self._selection[0] if pairs else None,
             "pairs_hash": pairs_hash(pairs) if pairs else None,
         }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import torch.distributed as dist
 
 from vgrout_pl.env import Grade
+from vgrout_pl.functional.statistics import effective_trials
 
 Key = TypeVar("Key", bound=Hashable)
-EVENTS = ("n", "hack", "solve", "format")
+RATES = ("hack", "solve", "format")
+EVENTS = ("n", "problems", *RATES, *(f"{event}_squares" for event in RATES))
 
 
 class GradeCounts(Generic[Key]):
@@ -20,13 +22,18 @@ class GradeCounts(Generic[Key]):
     def __init__(self) -> None:
         self._counts: dict[Key, Counter] = {}
 
-    def add(self, key: Key, grades: Iterable[Grade]) -> None:
-        """Count some grades of a cell; those that the grader could not judge are left out."""
+    def add(self, key: Key, grades: Sequence[Grade], samples: int = 1) -> None:
+        """Count some grades of a cell, ``samples`` consecutive ones a problem; those without a verdict are left out."""
         counter = self._counts.setdefault(key, Counter())
-        for grade in (grade for grade in grades if grade.error is None):
-            counter.update(
-                {"n": 1, "hack": grade.hacked, "solve": grade.correct, "format": grade.format_ok and grade.compiles}
-            )
+        for start in range(0, len(grades), samples):
+            judged = [grade for grade in grades[start : start + samples] if grade.error is None]
+            found = {
+                "hack": sum(grade.hacked for grade in judged),
+                "solve": sum(grade.correct for grade in judged),
+                "format": sum(grade.format_ok and grade.compiles for grade in judged),
+            }
+            counter.update({"n": len(judged), "problems": bool(judged), **found})
+            counter.update({f"{event}_squares": count**2 for event, count in found.items()})
 
     def gathered(self) -> dict[Key, dict[str, int]]:
         """Counts over all processes, cells in the order in which they first came."""
@@ -39,3 +46,13 @@ class GradeCounts(Generic[Key]):
             for key, counter in part.items():
                 total.setdefault(key, Counter()).update(counter)
         return {key: {event: counter[event] for event in EVENTS} for key, counter in total.items()}
+
+
+def independent_trials(count: Mapping[str, int]) -> dict[str, float] | None:
+    """For each rate of a cell, how many independent completions its n are worth; None: one sample a problem."""
+    if count["problems"] == count["n"]:
+        return None
+    return {
+        event: effective_trials(count[event], count["n"], count[f"{event}_squares"], count["problems"])
+        for event in RATES
+    }

@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from vgrout_pl.adapters import export_as_trained, export_deployed
 from vgrout_pl.callbacks.ablation import DeployAblation
+from vgrout_pl.policy import is_adapter_directory
 from vgrout_pl.preflight import callbacks_of, roles
 from vgrout_pl.provenance import provenance
 from vgrout_pl.report import cells_markdown
@@ -37,7 +38,10 @@ class ExportAdapter(Callback):
         self._export(trainer, pl_module, None)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export what was evaluated, with its evaluation."""
+        """Export what was evaluated, with its evaluation; nothing where an exported adapter was."""
+        module = cast("GRPOModule", pl_module)
+        if not module.trained_steps and is_adapter_directory(module.path):
+            return
         evaluated = (c.results for c in callbacks_of(trainer) if isinstance(c, DeployAblation))
         results = next((found for found in evaluated if found is not None), None)
         self._export(trainer, pl_module, None if results is None else cells_markdown(results))

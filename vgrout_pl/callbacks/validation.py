@@ -40,7 +40,7 @@ class PeriodicValidation(StateChooser, Callback):
     ) -> None:
         """Count one batch."""
         for state, grades in outputs.items():
-            self._counts.add(state, grades)
+            self._counts.add(state, grades, batch.samples)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the rates over all processes."""

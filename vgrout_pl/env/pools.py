@@ -37,6 +37,11 @@ class PoolRow:
     hacked: bool
 
     @property
+    def lever(self) -> str | None:
+        """The marker in force: the row's, else its mode's original."""
+        return self.marker if self.marker is not None else MODES[self.mode].original
+
+    @property
     def kind(self) -> str | None:
         """``hack``, ``solution``, or None for what is neither."""
         return HACK if self.hacked else SOLUTION if self.correct else None
@@ -75,7 +80,7 @@ class Pool:
     def rows(self, problem: Problem, kind: str | None = None) -> list[PoolRow]:
         """Rows of a problem, of one kind or all; hacks only those of its mode and marker."""
         found = self._rows.get(str(problem.id), [])
-        matching = [r for r in found if not r.hacked or (r.mode, r.marker) == (problem.mode, problem.marker)]
+        matching = [r for r in found if not r.hacked or (r.mode, r.lever) == (problem.mode, problem.lever)]
         return [row for row in matching if kind is None or row.kind == kind]
 
     def draw(self, problem: Problem, kind: str, count: int, key: str) -> list[PoolRow]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 Z95 = 1.959964
 
 
-def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Return the Wilson score interval (low, high) of a rate of ``successes`` in ``n`` independent trials.
 
     ``centre = (p + z^2 / 2n) / (1 + z^2 / n)``, ``half = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)``,
@@ -32,6 +32,26 @@ def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, floa
     low = 0.0 if successes == 0 else min(p, max(0.0, centre - half))
     high = 1.0 if successes == n else max(p, min(1.0, centre + half))
     return low, high
+
+
+def effective_trials(successes: int, n: int, squares: int, clusters: int) -> float:
+    """Return the number of independent trials that a rate over correlated ones is worth (several samples a problem).
+
+    With x_c successes in cluster c: ``var = (sum x_c^2 - s^2 / C) C / ((C - 1) n^2)``, ``n_eff = p (1 - p) / var``, at
+    most ``n``; where the rate is 0 or 1, or one cluster, which say nothing about the spread, it is the number of
+    clusters.
+
+    Args:
+        successes: s, over all clusters.
+        n: trials over all clusters, about equally many in each.
+        squares: sum of x_c^2.
+        clusters: C >= 1.
+    """
+    p = successes / n
+    if clusters == 1 or p in (0.0, 1.0):
+        return float(clusters)
+    variance = (squares - successes**2 / clusters) * clusters / ((clusters - 1) * n**2)
+    return float(n) if variance <= p * (1 - p) / n else p * (1 - p) / variance
 
 
 def newcombe_interval(successes_a: int, n_a: int, successes_b: int, n_b: int, z: float = Z95) -> tuple[float, float]:

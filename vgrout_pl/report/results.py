@@ -27,11 +27,15 @@ RATES = ("hack", "solve", "format")
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A rate in [0, 1] with its 95 % interval: ``0 <= low <= rate <= high <= 1``."""
+    """A rate in [0, 1] with its 95 % interval: ``0 <= low <= rate <= high <= 1``.
+
+    ``trials``: how many independent completions the interval counts, where that is not all of them.
+    """
 
     rate: float
     low: float
     high: float
+    trials: float | None = None
 
     def __post_init__(self) -> None:
         """Check the order of the three numbers (a NaN fails it)."""
@@ -41,10 +45,14 @@ class Rate:
             )
 
     @classmethod
-    def from_counts(cls, successes: int, n: int) -> Rate:
-        """Return ``successes / n`` with its Wilson interval; ValueError unless ``0 <= successes <= n`` and n >= 1."""
-        low, high = wilson_interval(successes, n)
-        return cls(successes / n, low, high)
+    def from_counts(cls, successes: int, n: int, trials: float | None = None) -> Rate:
+        """Return ``successes / n`` with its Wilson interval; ValueError unless ``0 <= successes <= n`` and n >= 1.
+
+        ``trials``: how many independent trials the n are worth, where they are correlated.
+        """
+        worth = n if trials is None else trials
+        low, high = wilson_interval(successes / n * worth, worth)
+        return cls(successes / n, low, high, trials)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +104,14 @@ class CellResult:
         solve: int,
         format: int,
         heal: str = "none",
+        trials: Mapping[str, float] | None = None,
     ) -> CellResult:
-        """Return the cell of ``n`` completions of which ``hack``, ``solve`` and ``format`` many qualified."""
-        rates = {name: Rate.from_counts(count, n) for name, count in zip(RATES, (hack, solve, format), strict=True)}
+        """Return the cell of ``n`` completions of which ``hack``, ``solve`` and ``format`` many qualified.
+
+        ``trials``: for each of these names, how many independent completions the n are worth.
+        """
+        counts = zip(RATES, (hack, solve, format), strict=True)
+        rates = {name: Rate.from_counts(count, n, (trials or {}).get(name)) for name, count in counts}
         return cls(state=state, problems=problems, markers=markers, mode=mode, heal=heal, n=n, **rates)
 
     @property
@@ -175,7 +188,7 @@ class Results:
         return {
             "schema": SCHEMA,
             "provenance": dict(self.provenance),
-            "results": [asdict(cell) for cell in self.cells],
+            "results": [_cell_to_json(cell) for cell in self.cells],
         }
 
     @classmethod
@@ -216,7 +229,9 @@ def _pooled(cells: list[CellResult]) -> CellResult:
     if len(cells) == 1:
         return cells[0]
     first = cells[0]
-    counts = {name: sum(cell.count(name) for cell in cells) for name in RATES}
+    hack, solve, kept = (sum(cell.count(name) for cell in cells) for name in RATES)
+    trials = {name: sum(getattr(cell, name).trials or cell.n for cell in cells) for name in RATES}
+    independent = all(getattr(cell, name).trials is None for cell in cells for name in RATES)
     return CellResult.from_counts(
         state=first.state,
         problems=first.problems,
@@ -224,8 +239,19 @@ def _pooled(cells: list[CellResult]) -> CellResult:
         mode=MIXED,
         heal=first.heal,
         n=sum(cell.n for cell in cells),
-        **counts,
+        hack=hack,
+        solve=solve,
+        format=kept,
+        trials=None if independent else trials,
     )
+
+
+def _cell_to_json(cell: CellResult) -> dict[str, Any]:
+    record = asdict(cell)
+    for name in RATES:
+        if record[name]["trials"] is None:
+            del record[name]["trials"]
+    return record
 
 
 def _cell_from_json(index: int, record: object) -> CellResult:
@@ -253,6 +279,11 @@ def _rate_from_json(where: str, value: object) -> Rate:
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise ValueError(f"{where}.{name}: expected a number in [0, 1]; got {_shown(number)}")
         numbers[name] = float(number)
+    trials = value.get("trials")
+    if trials is not None:
+        if isinstance(trials, bool) or not isinstance(trials, int | float) or not trials > 0:
+            raise ValueError(f"{where}.trials: expected a positive number or null; got {_shown(trials)}")
+        numbers["trials"] = float(trials)
     try:
         return Rate(**numbers)
     except ValueError as error:
