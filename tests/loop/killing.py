@@ -74,7 +74,14 @@ def follow_the_step(point):
         original(self, trainer, module)
 
     checkpoint.WindowCheckpoint.on_window_boundary = boundary
-    for hook in ("on_before_optimizer_step", "validation_step", "test_step", "on_fit_start", "on_train_start"):
+    for hook in (
+        "training_step",
+        "on_before_optimizer_step",
+        "validation_step",
+        "test_step",
+        "on_fit_start",
+        "on_train_start",
+    ):
         follow(point, GRPOModule, hook)
     follow(point, checkpoint.WindowCheckpoint, "on_train_end", trainer=0)
 

@@ -412,6 +412,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], capture_output=True, check=False)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("mount"), reason="needs mount")
 def test_a_disk_that_fills_up_costs_one_line_and_no_step_before_the_last_checkpoint(fit, finished, small_disk, capsys):
     size = (finished / RUN / "checkpoints" / "last.ckpt").stat().st_size // 1024
@@ -427,6 +428,7 @@ def test_a_disk_that_fills_up_costs_one_line_and_no_step_before_the_last_checkpo
         assert (place / RUN / name).read_bytes() == (finished / RUN / name).read_bytes()
 
 
+@pytest.mark.full
 def test_a_disk_without_room_for_the_export_is_one_line(fit, unfinished, small_disk, capsys):
     shutil.rmtree(unfinished / RUN / "deployed")
     content = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file()) // 1024
