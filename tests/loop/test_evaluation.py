@@ -81,8 +81,8 @@ def test_a_partition_gives_every_problem_its_mode_and_leaves_the_held_out_ones_o
 
 
 def test_an_exported_adapter_alone_scores_what_the_run_said_of_it(fit, tmp_path):
-    moved = ("--model.optimization.lr=0.05", "--model.optimization.warmup_steps=0")
-    run = fit(*moved, "--data.test_size=16", "--data.train_eval_size=8") / RUN
+    moved = ("--model.optimization.lr=0.05", "--data.prompts_per_step=8", "--model.group_size=8")
+    run = fit(*moved, "--model.optimization.warmup_steps=0", "--data.test_size=16", "--data.train_eval_size=8") / RUN
     export = run / "deployed"
     sizes = ("--data.test_size=16", "--data.train_eval_size=8")
     command("test", f"--model.path={export}", *sizes, config=run / "config.yaml", root=tmp_path)
