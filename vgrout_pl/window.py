@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vgrout_pl.adapters import ablated, reference_policy, routed
+from vgrout_pl.functional import constant_groups
 from vgrout_pl.groups import sample_window
 from vgrout_pl.objective import (
     Normalizer,
@@ -20,6 +21,7 @@ from vgrout_pl.objective import (
     window_normalizer,
 )
 from vgrout_pl.preflight import roles
+from vgrout_pl.routers.diagnostics import routing_statistics
 from vgrout_pl.scoring import RowStates, Watch, score_completions
 from vgrout_pl.types import Labels, Rollouts, Window
 
@@ -66,7 +68,10 @@ def collect(module: GRPOModule, window: Window) -> TrainingWindow:
     rollouts, labels = sample_window(module, window)
     _, router = roles(module.trainer)
     with timer.phase("route"):
+        varied = ~constant_groups(rollouts.rewards, rollouts.group_size)
+        _add_known(rollouts, router.read(module, router.visible(rollouts), varied))
         rollouts.routes = router.assign(rollouts, labels)
+    module.metrics.update_all(routing_statistics(module, router, rollouts, labels))
     rows = trained_rows(objective, rollouts).nonzero().flatten()
     batches = micro_batches(rollouts, rows, window.micro_batches)
     with timer.phase("score"):
@@ -76,6 +81,13 @@ def collect(module: GRPOModule, window: Window) -> TrainingWindow:
     tokens = module.trainer.strategy.reduce(mask.sum().float(), reduce_op="sum") if world > 1 else None
     normalizer = window_normalizer(objective, mask, module.sampling.max_new_tokens, tokens, world)
     return TrainingWindow(rollouts, labels, batches, normalizer)
+
+
+def _add_known(rollouts: Rollouts, logprobs: Tensor | None) -> None:
+    """Keep log-probabilities [N, T] that a router has read in the sampling state, where there are none yet."""
+    if logprobs is not None:
+        old = rollouts.old_logprobs
+        rollouts.old_logprobs = logprobs if old is None else torch.where(old.isnan(), logprobs, old)
 
 
 def micro_batches(rollouts: Rollouts, rows: Tensor, count: int) -> Sequence[Tensor]:

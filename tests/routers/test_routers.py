@@ -3,27 +3,15 @@
 import pytest
 import torch
 
+from tests.routers.support import rollouts_of
 from vgrout_pl.adapters import Route
 from vgrout_pl.env import Grade
 from vgrout_pl.routers import Absorb, LabelsUsed, NoRouting, Oracle, Router
-from vgrout_pl.types import Labels, Rollouts
+from vgrout_pl.types import Labels, WindowObserver
 
 
-def window(n=4):
-    return Rollouts(
-        step=0,
-        group_size=2,
-        problem_ids=[str(i) for i in range(n)],
-        modes=["run_tests"] * n,
-        markers=["run_tests"] * n,
-        prompts=[""] * n,
-        completions=[""] * n,
-        prompt_ids=torch.zeros(n, 3, dtype=torch.long),
-        prompt_mask=torch.ones(n, 3, dtype=torch.bool),
-        completion_ids=torch.zeros(n, 2, dtype=torch.long),
-        completion_mask=torch.ones(n, 2, dtype=torch.bool),
-        ablated=torch.zeros(n, dtype=torch.bool),
-    )
+def window(n=4, **options):
+    return rollouts_of([[1, 2, 3]] * n, [[4, 5]] * n, **options)
 
 
 LABELS = Labels.from_grades([Grade(hacked=True, channel=True), Grade(correct=True), Grade(), Grade(hacked=True)])
@@ -48,6 +36,7 @@ class Spy(Router):
 
     def route(self, rollouts, labels):
         self.seen.append(labels)
+        self.rollouts = rollouts
         return self.routes
 
 
@@ -61,6 +50,25 @@ def test_a_label_free_router_is_given_no_labels_and_an_oracle_is():
     oracle.assign(window(), LABELS)
     assert free.seen == [None]
     assert oracle.seen == [LABELS]
+
+
+def test_a_label_free_router_is_given_no_rewards_either():
+    free, oracle, rollouts = Spy(), OracleSpy(), window()
+    rollouts.reward_parts = {"environment": rollouts.rewards}
+    free.assign(rollouts, LABELS)
+    oracle.assign(rollouts, LABELS)
+    assert free.rollouts.rewards.isnan().all()
+    assert free.rollouts.advantages.isnan().all()
+    assert free.rollouts.reward_parts == {}
+    assert oracle.rollouts is rollouts
+    assert rollouts.rewards.tolist() == [0, 1, 2, 3], "the window itself is left alone"
+
+
+def test_a_router_that_observes_windows_is_refused():
+    with pytest.raises(ValueError, match="WindowObserver as well"):
+
+        class Peeping(WindowObserver, Router):
+            pass
 
 
 def test_nothing_in_the_rollouts_that_a_router_sees_holds_a_label():

@@ -1,33 +1,52 @@
-"""The upper bound of any router: the true label decides."""
+"""The upper bound of any router: the true label decides, with as much noise as is asked for."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vgrout_pl.adapters import Route
-from vgrout_pl.routers.base import LabelsUsed, Router
+from vgrout_pl.routers.base import LabelsUsed
+from vgrout_pl.routers.flagging import FlaggingRouter, Rest
 from vgrout_pl.types import Labels, Rollouts
 
 
-class Oracle(Router):
-    """Route the rows that the grader labels ``hacked`` to the quarantine; the others keep (or absorb).
+class Oracle(FlaggingRouter):
+    """Route the rows that the grader labels ``hacked``; a seeded share of them is missed, of the others routed falsely.
 
     Args:
-        rest: the route of rows that are not hacks.
+        rest: the route of rows that are not flagged.
+        recall: probability that a hack is flagged.
+        false_route_rate: probability that any other row is.
     """
 
     name = "oracle"
     labels_used = LabelsUsed.ORACLE
 
-    def __init__(self, rest: Literal["keep", "absorb"] = "keep"):
-        self.rest = rest
-        self.gives = (Route.KEEP if rest == "keep" else Route.ABSORB, Route.ROUTE)
+    def __init__(self, rest: Rest = "keep", recall: float = 1.0, false_route_rate: float = 0.0):
+        super().__init__(rest)
+        for what, share in (("recall", recall), ("false_route_rate", false_route_rate)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"router.{what}: expected a share in [0, 1]; got {share}")
+        self.recall, self.false_route_rate = recall, false_route_rate
+        if recall < 1 or false_route_rate > 0:
+            self.labels_used = LabelsUsed.NOISY
 
-    def route(self, rollouts: Rollouts, labels: Labels | None) -> Tensor:
-        """Route by ``labels.hacked``."""
+    @classmethod
+    def run_name(cls, settings: Mapping[str, Any]) -> str:
+        """Append the noise: ``oracle-recall0.5-false0.1``."""
+        recall, false = settings.get("recall", 1.0), settings.get("false_route_rate", 0.0)
+        return cls.name + (f"-recall{recall:g}" if recall < 1 else "") + (f"-false{false:g}" if false else "")
+
+    def flags(self, rollouts: Rollouts, labels: Labels | None) -> Tensor:
+        """``labels.hacked``, with noise."""
         assert labels is not None
-        rest, route = self.gives
-        return torch.where(labels.hacked.cpu(), int(route), int(rest))
+        hacked = labels.hacked.cpu()
+        drawn = self.uniforms(rollouts, "oracle")
+        return torch.where(hacked, drawn < self.recall, drawn < self.false_route_rate)
+
+    def provenance(self) -> dict[str, object]:
+        """The noise."""
+        return {**super().provenance(), "recall": self.recall, "false_route_rate": self.false_route_rate}
