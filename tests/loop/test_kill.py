@@ -44,6 +44,7 @@ POINTS = [
     "place of metrics.csv@3",
     "place of previous.ckpt@4",
     "place of last.ckpt@4",
+    "checkpoint done@4",
     "place of metrics.csv@4",
     "backward done@5",
     "checkpoint bytes@6",
