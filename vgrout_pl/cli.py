@@ -144,7 +144,8 @@ class RunCLI(LightningCLI):
             return Path(config["model"]["path"]) / "evaluation"
         module, _, kind = config["router"]["class_path"].rpartition(".")
         router = getattr(importlib.import_module(module), kind)
-        name = config["name"] or f"{router.name}-{config['adapter']['init']}"
+        arm = router.run_name(config["router"].get("init_args") or {})
+        name = config["name"] or f"{arm}-{config['adapter']['init']}"
         return Path(config["trainer"]["default_root_dir"]) / name / f"seed{config['seed_everything']}"
 
     @property

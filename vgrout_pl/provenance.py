@@ -33,6 +33,7 @@ def provenance(trainer: Trainer, module: GRPOModule) -> dict[str, object]:
         "adapter": adapter.provenance(),
         "router": type(router).__name__,
         "labels_used": str(router.labels_used),
+        "routing": router.provenance(),
         "modes": list(data.modes),
         "world_size": trainer.world_size,
         "grader_isolation": module.grader.isolation["tier"],

@@ -31,6 +31,9 @@ class DirectionSource:
     name: ClassVar[str] = "source"
     labels_used: LabelsUsed = LabelsUsed.NONE
 
+    def check(self, module: GRPOModule) -> None:
+        """Raise ValueError where the source does not fit the run; called before any weight is read."""
+
     def prepare(self, module: GRPOModule) -> None:
         """Make, once, what extractions need; called before the first of them, on all processes, and after a resume."""
 

@@ -76,6 +76,10 @@ class AuthoredPairs(PairSource):
         if source is not None and source.partition(":")[0] != ORGANISM:
             self.pairs = load_pairs(source, sections, tags, prefix, n)
 
+    def check(self, module: GRPOModule) -> None:
+        """Load the pairs, which needs no model."""
+        self.prepare(module)
+
     def prepare(self, module: GRPOModule) -> None:
         """Load the pairs."""
         source, tags, modes = self.source, self.tags, trained_modes(module)
@@ -156,6 +160,10 @@ class SignFlipped(DirectionSource):
             raise ValueError(f"SignFlipped.source: expected a source of pairs; got {type(source).__name__}")
         self.source, self.seed = source, seed
         self.labels_used = source.labels_used
+
+    def check(self, module: GRPOModule) -> None:
+        """Check the source of the pairs."""
+        self.source.check(module)
 
     def prepare(self, module: GRPOModule) -> None:
         """Prepare the pairs."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from vgrout_pl.adapters import Route, ablated
+from vgrout_pl.adapters import Route, ablated, attach_routed_adapter
 from vgrout_pl.directions.direction_source import DirectionSource
 from vgrout_pl.directions.extract import Extraction, Labelled, PairFeatures, pair_features
 from vgrout_pl.directions.features import Layout, Reader, TokenRows
@@ -17,6 +19,7 @@ from vgrout_pl.directions.levers import shows_lever
 from vgrout_pl.directions.pairs import ContrastivePair
 from vgrout_pl.directions.scores import Aggregation, row_scores
 from vgrout_pl.env.modes import LOOPHOLE_MODES
+from vgrout_pl.policy import shape_of_base
 from vgrout_pl.routers.bands import Bands, Thresholds
 from vgrout_pl.routers.base import Router
 from vgrout_pl.routers.buffer import FeatureBuffer
@@ -194,16 +197,31 @@ class Gate(Router):
 
     @classmethod
     def run_name(cls, settings: Mapping[str, Any]) -> str:
-        """Append the kind of direction where it is given: ``route_a-haar-1``."""
-        given = settings.get("direction")
+        """Append site and kind of direction where they are given: ``route_a-residual-haar-1``."""
+        given, site = settings.get("direction"), settings.get("site")
+        name = cls.name + ("" if site in (None, "bottleneck") else f"-{site}")
         if not given:
-            return cls.name
-        source = given if isinstance(given, Mapping) else vars(given)
-        kind = str(source["class_path"]).rpartition(".")[2]
-        names = {"AuthoredPairs": "", "HaarRandom": "-haar", "SignFlipped": "-sign_flipped"}
-        suffix = names.get(kind, f"-{kind}")
-        index = (source.get("init_args") or {}).get("index") if kind == "HaarRandom" else None
-        return cls.name + suffix + ("" if index is None else f"-{index}")
+            return name
+        module, _, kind = str(given["class_path"]).rpartition(".")
+        source = getattr(importlib.import_module(module), kind)
+        index = (given.get("init_args") or {}).get("index")
+        return f"{name}-{source.name}" + ("" if index is None else f"-{index}")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out before any weight is read whether there are pairs, and modules to read.
+
+        Raises:
+            ValueError: the direction's source or the reader does not fit the run.
+        """
+        if stage != "fit":
+            return
+        from vgrout_pl.preflight import roles
+
+        module = cast("GRPOModule", pl_module)
+        self.source.check(module)
+        adapter, _ = roles(trainer)
+        shapes = attach_routed_adapter(shape_of_base(module.path), adapter.config, initialise=False)
+        self.reader.layout(shapes)
 
     def measurements(self) -> dict[str, float]:
         """Thresholds, quantiles of the window's scores beside them, age and steadiness of the direction."""
