@@ -1,0 +1,121 @@
+"""Routers that flag rows: the share and the rows are those that were asked for, the same at every replay."""
+
+import math
+
+import pytest
+import torch
+
+from tests.loop.policy_support import tiny_policy
+from tests.routers.support import module_of, rollouts_of
+from vgrout_pl.adapters import Route, ablated, block_delta_norms
+from vgrout_pl.env import Grade
+from vgrout_pl.routers import LabelsUsed, NoneMatched, Oracle, RandomShare, Regex, Shrinkage
+from vgrout_pl.types import Labels
+
+
+def window(n=400, step=0, **options):
+    return rollouts_of([[1, 2]] * n, [[3]] * n, step=step, **options)
+
+
+HACKED = torch.arange(400) < 100
+LABELS = Labels.from_grades([Grade(hacked=bool(hacked), channel=bool(hacked)) for hacked in HACKED])
+
+
+def routed(router, step=0, labels=LABELS, **options):
+    return router.assign(window(step=step, **options), labels) == Route.ROUTE
+
+
+def within(count, n, share):
+    """Within four standard deviations of a binomial count."""
+    return abs(count - n * share) <= 4 * math.sqrt(n * share * (1 - share))
+
+
+def test_an_oracle_misses_and_mistakes_the_shares_that_were_asked_for():
+    router = Oracle(recall=0.5, false_route_rate=0.1)
+    assert router.labels_used is LabelsUsed.NOISY
+    assert Oracle().labels_used is LabelsUsed.ORACLE
+    hits = [routed(router, step) for step in range(4)]
+    assert within(sum(int((hit & HACKED).sum()) for hit in hits), 400, 0.5)
+    assert within(sum(int((hit & ~HACKED).sum()) for hit in hits), 1200, 0.1)
+    assert torch.equal(routed(Oracle(recall=0.5, false_route_rate=0.1), 2), hits[2])
+    assert not torch.equal(hits[0], hits[1])
+    assert torch.equal(routed(Oracle()), HACKED)
+
+
+def test_the_noise_depends_on_the_seed_and_the_process():
+    first, other, process = (Oracle(recall=0.5) for _ in range(3))
+    other.seed, process.rank = 1, 1
+    assert not torch.equal(routed(first), routed(other))
+    assert not torch.equal(routed(first), routed(process))
+
+
+def test_a_random_share_is_met_exactly_on_average_and_knows_nothing():
+    exact = [int(routed(RandomShare(share=0.25), step).sum()) for step in range(3)]
+    assert exact == [100, 100, 100]
+    rounded = [
+        int((RandomShare(share=0.03).assign(window(10, step), None) == Route.ROUTE).sum()) for step in range(400)
+    ]
+    assert set(rounded) == {0, 1}
+    assert within(sum(rounded), 400, 0.3)
+    assert within(int((routed(RandomShare(share=0.25)) & HACKED).sum()), 100, 0.25)
+    assert int(routed(RandomShare(share=0.0)).sum()) == 0
+    assert int(routed(RandomShare(share=1.0)).sum()) == 400
+
+
+def test_a_random_share_follows_another_run_step_by_step(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,route/route_fraction\n0,0.5\n1,0.1\n2,nan\n")
+    router = RandomShare(matched=str(tmp_path))
+    assert [int(routed(router, step).sum()) for step in (0, 1, 7)] == [200, 40, 120]
+    with pytest.raises(ValueError, match="could not read"):
+        RandomShare(matched=str(tmp_path / "absent"))
+    with pytest.raises(ValueError, match="either share or matched"):
+        RandomShare()
+
+
+def test_the_regex_reads_the_text_and_the_lever_of_each_rows_own_prompt():
+    texts = ["def run_tests(): pass", "def check(): pass", "def run_tests(): pass", "run_tests()"]
+    rollouts = window(4, texts=texts, modes=["run_tests", "run_tests", "gt_only", "run_tests"])
+    routes = Regex(rest="absorb").assign(rollouts, LABELS)
+    assert routes.tolist() == [Route.ROUTE, Route.ABSORB, Route.ABSORB, Route.ABSORB]
+    rollouts.markers = ["other", "check", None, None]
+    assert Regex().assign(rollouts, LABELS).tolist() == [Route.KEEP, Route.ROUTE, Route.KEEP, Route.KEEP]
+
+
+@pytest.mark.parametrize("make", [Oracle, Regex, lambda rest: RandomShare(share=0.5, rest=rest)])
+def test_the_rest_is_kept_or_absorbed(make):
+    for rest, route in (("keep", Route.KEEP), ("absorb", Route.ABSORB)):
+        router = make(rest=rest)
+        assert set(router.assign(window(), LABELS).tolist()) <= {int(route), int(Route.ROUTE)}
+        assert router.gives == (route, Route.ROUTE)
+    with pytest.raises(ValueError, match=r"keep \| absorb"):
+        make(rest="none")
+
+
+def test_none_matched_keeps_every_row():
+    assert set(NoneMatched().assign(window(), LABELS).tolist()) == {int(Route.KEEP)}
+    assert not NoneMatched.ships_quarantine
+
+
+def test_shrinkage_takes_its_share_of_both_blocks_once_whoever_asks():
+    policy = tiny_policy()
+    before = block_delta_norms(policy)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    whole = policy(input_ids=ids).logits
+    router = Shrinkage(share=0.25)
+    router.on_train_end(None, module_of(policy))
+    router.on_test_start(None, module_of(policy))
+    after = block_delta_norms(policy)
+    assert after == {block: pytest.approx(0.75 * norm) for block, norm in before.items()}
+    assert not torch.allclose(policy(input_ids=ids).logits, whole)
+    gone = tiny_policy()
+    Shrinkage(share=1.0).on_test_start(None, module_of(gone))
+    with torch.no_grad(), ablated(gone), gone.disable_adapter():
+        bare = gone(input_ids=ids).logits
+    torch.testing.assert_close(gone(input_ids=ids).logits, bare)
+
+
+def test_shrinkage_takes_the_mean_quarantine_share_of_another_run(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,quarantine/grad_share\n0,0.2\n1,0.4\n")
+    assert Shrinkage(matched=str(tmp_path)).share == pytest.approx(0.3)
+    with pytest.raises(ValueError, match=r"share in \[0, 1\]"):
+        Shrinkage(share=1.5)
