@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StopStringCriteria
 
 from vgrout_pl.adapters import ablated, merged, routed_layers
+from vgrout_pl.adapters.state import DEPLOYED
 from vgrout_pl.kv_cache import PromptCache
 from vgrout_pl.policy import base_of, head_of, positions, stop_token_ids
 from vgrout_pl.sampling import Sampling, draw
@@ -79,8 +80,8 @@ def generate(
         stack.enter_context(_evaluating(policy))
         if not mixed and bool(without.all()):
             stack.enter_context(ablated(policy))
-        if not mixed and is_mergeable(policy):
-            stack.enter_context(merged(policy))
+        if is_mergeable(policy):
+            stack.enter_context(merged(policy, (DEPLOYED,) if mixed else None))
         decoding = _Decoding(policy, tokenizer, sampling, without if mixed else None, on_finished, logprob_temperature)
         return decoding.run(prompt_ids, prompt_mask, prompt_of.to(prompt_ids.device), uniforms.to(prompt_ids.device))
 

@@ -230,3 +230,27 @@ def test_contexts_on_a_model_without_an_adapter_name_the_remedy():
         ablated(tiny_model()),
     ):
         pass
+
+
+def test_one_block_merges_while_rows_differ_in_the_other():
+    model = attach(perturb=0.1)
+    rows = torch.tensor([True, False, True, False])
+    weights = [layer.base_weight.clone() for _, layer in routed_layers(model)]
+    ids = token_ids()
+    with torch.no_grad():
+        with ablated(model, rows):
+            expected = model(ids).logits
+        with merged(model, ("deployed",)):
+            with ablated(model, rows):
+                torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-5)
+            with ablated(model, ~rows):
+                turned = model(ids).logits
+        assert not torch.allclose(turned, expected, atol=1e-3)
+        with ablated(model, ~rows):
+            torch.testing.assert_close(model(ids).logits, turned, atol=1e-5, rtol=1e-5)
+    for (_, layer), weight in zip(routed_layers(model), weights, strict=True):
+        assert torch.equal(layer.base_weight, weight)
+    with ablated(model, rows), pytest.raises(ValueError, match="seen by all rows"), merged(model, ("quarantine",)):
+        pass
+    with merged(model, ("deployed",)), pytest.raises(ValueError, match="no_grad"):
+        model(ids)

@@ -142,7 +142,7 @@ class RoutedLayer(LoraLinear):
         base = self.base_layer(x)
         if plan.merged and torch.is_grad_enabled():
             raise ValueError("the adapter is merged: expected torch.no_grad(); leave merged(model) to train")
-        if plan.merged or self._disable_adapters or self.merged_adapters or not plan.blocks:
+        if self._disable_adapters or self.merged_adapters or not plan.blocks:
             return base
         if plan.rows is not None and x.shape[0] != plan.rows:
             raise ValueError(

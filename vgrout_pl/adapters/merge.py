@@ -10,25 +10,31 @@ from torch import Tensor, nn
 
 from vgrout_pl.adapters.attach import route_state, routed_layers
 from vgrout_pl.adapters.layer import RoutedLayer
-from vgrout_pl.adapters.state import Plan
+from vgrout_pl.adapters.state import BLOCKS, Plan
 
 
 @contextmanager
-def merged(model: nn.Module) -> Iterator[None]:
-    """Add the blocks in force to the base weights for as long as the context lasts; no gradients inside.
+def merged(model: nn.Module, blocks: tuple[str, ...] | None = None) -> Iterator[None]:
+    """Add blocks to the base weights for as long as the context lasts; no gradients inside.
 
-    The state is the one in force, the same for all rows: ``with ablated(model), merged(model): model.generate(..)``.
-    The very weights come back on exit, bit for bit, also after an exception. Costs one copy of the target weights.
+    By default all blocks in force, the same for all rows: ``with ablated(model), merged(model): model.generate(..)``.
+    Named blocks must be seen by all rows; rows may differ in the others, which stay beside the weights. The very
+    weights come back on exit, bit for bit, also after an exception. Costs one copy of the target weights.
 
     Raises:
-        ValueError: rows differ in state, a base weight is not fp32 (rounding would lose the update), sharded or
-            shared between layers, or the model is merged already.
+        ValueError: rows differ in a block to merge, a base weight is not fp32 (rounding would lose the update),
+            sharded or shared between layers, or the model is merged already.
     """
     state = route_state(model)
     if state.merged:
         raise ValueError("the adapter is merged already: expected merged(model) once")
-    if state.plan.rows is not None:
+    if blocks is None and state.plan.rows is not None:
         raise ValueError("merged: expected one state for all rows; got rows that differ; group the rows by state")
+    names = state.plan.blocks if blocks is None else blocks
+    if blocks is not None and (state.routes is not None or any(state.without[name] is not False for name in blocks)):
+        raise ValueError(
+            f"merged: expected {' and '.join(blocks)} to be seen by all rows; got rows without; name others"
+        )
     layers = [layer for _, layer in routed_layers(model)]
     _check_mergeable(layers)
     saved = state.snapshot()
@@ -37,9 +43,12 @@ def merged(model: nn.Module) -> Iterator[None]:
         for layer in layers:
             weight = layer.base_weight
             originals.append((weight, weight.data))
-            weight.data = _merged_weight(layer, state.plan.blocks)
-        state.merged = True
-        state.plan = Plan(blocks=state.plan.blocks, merged=True)
+            weight.data = _merged_weight(layer, names)
+        if blocks is None:
+            state.merged = BLOCKS
+            state.plan = Plan(blocks=(), merged=True)
+        else:
+            state.merge(names)
         yield
     finally:
         for weight, original in originals:

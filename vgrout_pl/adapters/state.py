@@ -49,7 +49,7 @@ class Plan:
         forward_gates: float [rows, len(blocks)], 1 where the row sees the block; None: every row sees every block.
         gradient_gates: float [rows, len(blocks)], 1 where the row trains the block; None: as ``forward_gates``.
         rows: the batch size the gates were made for; None where there are no gates.
-        merged: the blocks are inside the base weights for now, so that a layer is its base alone.
+        merged: some blocks are inside the base weights for now; ``blocks`` are the others.
     """
 
     blocks: tuple[str, ...] = BLOCKS
@@ -127,50 +127,58 @@ class RouteState:
     Attributes:
         routes: int64 [rows] or None (every row NONE).
         without: per block, the rows that must not see it: False (none), True (all) or bool [rows].
-        merged: the current plan's blocks are merged into the base weights.
+        merged: blocks that are merged into the base weights.
         plan: what the layers follow; re-made by :meth:`change`.
     """
 
     routes: Tensor | None = None
     without: dict[str, Tensor | bool] = field(default_factory=lambda: dict.fromkeys(BLOCKS, False))
-    merged: bool = False
+    merged: tuple[str, ...] = ()
     plan: Plan = field(default_factory=Plan)
 
-    def snapshot(self) -> tuple[Tensor | None, dict[str, Tensor | bool], bool, Plan]:
+    def snapshot(self) -> tuple[Tensor | None, dict[str, Tensor | bool], tuple[str, ...], Plan]:
         """Everything :meth:`restore` needs to bring this very state back."""
         return self.routes, self.without, self.merged, self.plan
 
-    def restore(self, saved: tuple[Tensor | None, dict[str, Tensor | bool], bool, Plan]) -> None:
+    def restore(self, saved: tuple[Tensor | None, dict[str, Tensor | bool], tuple[str, ...], Plan]) -> None:
         """Bring back a state taken with :meth:`snapshot`."""
         self.routes, self.without, self.merged, self.plan = saved
 
     def change(self, *, routes: object = ..., without: Sequence[str] = (), rows: object = True) -> None:
         """Set the routes and/or switch blocks off for some rows, then resolve the plan; unchanged on an error."""
-        if self.merged:
-            raise ValueError("the adapter is merged: expected no change of state inside merged(model); leave it first")
+        if self.merged and (routes is not ... or set(without) & set(self.merged)):
+            raise ValueError(
+                f"{' and '.join(self.merged)}: expected no change of state inside merged(model) of what is merged; leave "
+                "it first"
+            )
         new_routes = self.routes if routes is ... else routes
         new_without = {b: _either(v, rows) if b in without else v for b, v in self.without.items()}  # type: ignore[arg-type]
-        plan = _resolve(new_routes, new_without)  # type: ignore[arg-type]
+        plan = _resolve(new_routes, new_without, self.merged)  # type: ignore[arg-type]
         self.routes, self.without, self.plan = new_routes, new_without, plan  # type: ignore[assignment]
 
+    def merge(self, names: tuple[str, ...]) -> None:
+        """Take note that blocks which all rows see are inside the base weights now."""
+        self.merged = names
+        self.plan = _resolve(self.routes, self.without, names)
 
-def _resolve(routes: Tensor | None, without: dict[str, Tensor | bool]) -> Plan:
+
+def _resolve(routes: Tensor | None, without: dict[str, Tensor | bool], merged: tuple[str, ...] = ()) -> Plan:
     sizes = {len(v) for v in (routes, *without.values()) if isinstance(v, Tensor)}
     if len(sizes) > 1:
         raise ValueError(f"routes and rows: expected one batch size; got {sorted(sizes)} rows")
     rows = sizes.pop() if sizes else None
     if rows is None:
-        return Plan(blocks=tuple(b for b in BLOCKS if without[b] is False))
+        return Plan(tuple(b for b in BLOCKS if without[b] is False and b not in merged), merged=bool(merged))
     routes = torch.zeros(rows, dtype=torch.long) if routes is None else routes
     hidden = torch.stack([torch.as_tensor(without[b]).expand(rows) for b in BLOCKS], dim=1)
     sees = ~hidden
     sees[:, 1] &= _SEES_QUARANTINE[routes]
     trains = sees.clone()
     trains[:, 0] &= _TRAINS_DEPLOYED[routes]
-    used = sees.any(dim=0)
+    used = sees.any(dim=0) & torch.tensor([b not in merged for b in BLOCKS])
     blocks = tuple(b for b, on in zip(BLOCKS, used.tolist(), strict=True) if on)
     sees, trains = sees[:, used], trains[:, used]
     if bool(trains.all()):
-        return Plan(blocks=blocks)
+        return Plan(blocks=blocks, merged=bool(merged))
     forward = None if bool(sees.all()) else sees.float()
-    return Plan(blocks=blocks, forward_gates=forward, gradient_gates=trains.float(), rows=rows)
+    return Plan(blocks, forward, trains.float(), rows, bool(merged))
