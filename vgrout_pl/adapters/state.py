@@ -148,8 +148,8 @@ class RouteState:
         """Set the routes and/or switch blocks off for some rows, then resolve the plan; unchanged on an error."""
         if self.merged and (routes is not ... or set(without) & set(self.merged)):
             raise ValueError(
-                f"{' and '.join(self.merged)}: expected no change of state inside merged(model) of what is merged; leave "
-                "it first"
+                f"{' and '.join(self.merged)}: expected no change of state inside merged(model) of what is merged; "
+                "leave it first"
             )
         new_routes = self.routes if routes is ... else routes
         new_without = {b: _either(v, rows) if b in without else v for b, v in self.without.items()}  # type: ignore[arg-type]
