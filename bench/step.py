@@ -7,7 +7,9 @@ random weights), rank 32 + 32 on all seven linears, one prompt of 300 tokens (``
 forced new tokens, 2 of 8 rows sampled ablated, divergence to the reference on, one update, through Lightning's Trainer.
 One torch thread. Figures are CPU seconds of this process for the second of two steps; the answers, which are noise, are
 graded for real, in other processes. The last line is a JSON object. ``floor``: seconds for the step's matrix products
-alone, counted with prompts shared, at the rate of this machine's own [64, 512] x [512, 1536] product in the same run.
+alone, counted with prompts shared, at the rate of this machine's own [64, 512] x [512, 1536] product in the same run;
+``floor_bytes_s``: seconds for reading the weights once a token, as [8, 512] x weights takes here, of which sampling can
+save nothing. Gates take their direction from 8 pairs in the first step and keep it in the second.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,13 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from vgrout_pl import organism
 from vgrout_pl.callbacks import RoutedAdapter
 from vgrout_pl.datamodule import ProblemDataModule
+from vgrout_pl.directions.pair_sources import AuthoredPairs
 from vgrout_pl.env import Problem
 from vgrout_pl.module import GRPOModule
 from vgrout_pl.objective import Objective
 from vgrout_pl.optim import Optimization
 from vgrout_pl.rewards import RewardSum
-from vgrout_pl.routers import Absorb, NoRouting, Router
+from vgrout_pl.routers import Absorb, ActivationGate, GradientGate, NoRouting, Router
 from vgrout_pl.sampling import Sampling
 
 HIDDEN, LAYERS, FFN, VOCABULARY, RANK = 512, 8, 1536, 8000, 32
@@ -159,7 +163,24 @@ def floor(prompts: int) -> dict[str, float]:
     return {"gflops_per_s": round(rate / 1e9, 1), **{k: round(prompts * v / rate, 2) for k, v in flops.items()}}
 
 
-ARMS: dict[str, type[Router]] = {"none": NoRouting, "absorb": Absorb}
+def decode_floor(prompts: int) -> float:
+    """CPU seconds in which this machine multiplies [8 rows, ..] by every weight of the model, once a new token."""
+    shapes = [(512, HIDDEN), (256, HIDDEN), (256, HIDDEN), (HIDDEN, 512), *[(FFN, HIDDEN)] * 2, (HIDDEN, FFN)] * LAYERS
+    weights = [torch.randn(*shape) for shape in (*shapes, (VOCABULARY, HIDDEN))]
+    inputs = {width: torch.randn(GROUP * prompts, width) for width in (512, HIDDEN, FFN)}
+    started = time.process_time()
+    for _ in range(16):
+        for weight in weights:
+            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+    return (time.process_time() - started) / 16 * COMPLETION
+
+
+ARMS: dict[str, Callable[[], Router]] = {
+    "none": NoRouting,
+    "absorb": Absorb,
+    "route_a": lambda: ActivationGate(AuthoredPairs("organism:run_tests", n=8)),
+    "route_v": lambda: GradientGate(AuthoredPairs("organism:run_tests", n=8)),
+}
 
 
 def main() -> None:
@@ -178,7 +199,8 @@ def main() -> None:
         for name, seconds in result["cpu_s"].items():
             print(f"{name:10} {seconds:7.2f} s   counted {rate.get(name, 0.0):6.2f} s")
         print(f"{'total':10} {result['cpu_s_total']:7.2f} s   counted {counted:6.2f} s")
-    print(json.dumps({**result, "floor_s": round(counted, 2)}))
+    bytes_floor = round(decode_floor(arguments.prompts), 2)
+    print(json.dumps({**result, "floor_s": round(counted, 2), "floor_bytes_s": bytes_floor}))
 
 
 if __name__ == "__main__":
