@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,10 +12,10 @@ from torch import Tensor
 from vgrout_pl.env import Grade, Problem
 from vgrout_pl.functional import constant_groups
 from vgrout_pl.generation import generate
-from vgrout_pl.objective import window_advantages
+from vgrout_pl.objective import compared_states, window_advantages
 from vgrout_pl.policy import base_of, stop_token_ids
 from vgrout_pl.preflight import data_of, roles
-from vgrout_pl.rewards import group_filled
+from vgrout_pl.rewards import ENVIRONMENT, group_filled
 from vgrout_pl.rollout import Grading, decode, encode_prompts
 from vgrout_pl.types import Labels, Rollouts, Window, joined
 
@@ -36,6 +37,8 @@ def sample_window(module: GRPOModule, window: Window) -> tuple[Rollouts, Labels]
         constant = [place for place, (at, group) in enumerate(chosen) if _is_constant(module, draws[at][0], group)]
         if module.trainer.strategy.reduce_boolean_decision(not constant, all=True):
             break
+        if not constant:  # other processes still draw
+            continue
         problems = data_of(module.trainer).spare(window, draw, constant)
         draws.append(sample_groups(module, problems, window.step, draw))
         for group, place in enumerate(constant):
@@ -55,8 +58,10 @@ def sample_window(module: GRPOModule, window: Window) -> tuple[Rollouts, Labels]
 
 
 def _is_constant(module: GRPOModule, rollouts: Rollouts, group: int) -> bool:
-    rewards = rollouts.rewards[group * module.group_size : (group + 1) * module.group_size]
-    return bool(constant_groups(rewards, module.group_size).all())
+    rows = slice(group * module.group_size, (group + 1) * module.group_size)
+    states = compared_states(module.objective, rollouts)
+    states = None if states is None else states[rows]
+    return bool(constant_groups(rollouts.rewards[rows], module.group_size, states=states).all())
 
 
 def _rewards_of_all(module: GRPOModule, rewards: Tensor) -> Tensor | None:
@@ -70,8 +75,8 @@ def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, dr
     """Draw G completions for each problem, a share of them with the quarantine ablated, and grade and reward them.
 
     A group is its teacher rows, then those sampled as trained, then those sampled ablated. Completions are graded
-    while others still grow. With a float32 base the log-probabilities of the sampling pass are kept: they are those
-    of a scoring pass to rounding. With a bfloat16 base they are not, and rows are scored where they are needed.
+    while others still grow. In float32 the log-probabilities of the sampling pass are kept: they are those of a
+    scoring pass to rounding. With a bfloat16 base or bf16-mixed they are not, and rows are scored where needed.
     """
     size, data, timer = module.group_size, data_of(module.trainer), module.timer
     texts, ids, mask = encode_prompts(module.tokenizer, problems, data.max_prompt_tokens)
@@ -82,7 +87,8 @@ def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, dr
     lessons = module.teacher.rows(problems, step, size)
     taught = torch.tensor([lesson is not None for lesson in lessons], device=ids.device)
     students = (~taught).nonzero().flatten()
-    keeps_sampled = base_of(module.policy).dtype == torch.float32
+    rounded = torch.is_autocast_enabled(module.device.type)
+    keeps_sampled = base_of(module.policy).dtype == torch.float32 and not rounded
     seed = ("rollout", data.seed, step, module.global_rank, *([draw] if draw else []))
     with Grading(module.grader, [of_row[row] for row in students.tolist()]) as grading:
 
@@ -134,10 +140,10 @@ def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, dr
 
 
 def _rewarded(module: GRPOModule, rollouts: Rollouts, grades: Sequence[Grade]) -> Tensor:
-    """Weighted sum of the reward functions, [N]; a row that none could judge gets the mean of its group's others.
+    """Weighted sum of the reward functions, [N]; where the grader fails, its part is the mean of the row's peers'.
 
-    That row's advantage is then 0 and its group's mean is what the judged rows say: a broken grader is never a
-    reward of 0.
+    A broken grader is never a reward of 0: a row that nothing could judge has advantage 0, and one that only the
+    user's functions judge differs from its peers by what they say.
     """
     tokens = [ids[keep].tolist() for ids, keep in zip(rollouts.completion_ids, rollouts.completion_mask, strict=True)]
     columns: dict[str, Sequence[Any]] = {
@@ -146,10 +152,14 @@ def _rewarded(module: GRPOModule, rollouts: Rollouts, grades: Sequence[Grade]) -
         "marker": rollouts.markers,
         "grade": grades,
     }
-    environment = [None if grade.error is not None else grade.reward for grade in grades]
+    states = compared_states(module.objective, rollouts)
+    states = None if states is None else states.cpu()
+    judged = torch.tensor([math.nan if grade.error is not None else grade.reward for grade in grades])
+    environment = group_filled(judged, module.group_size, states).tolist()
     rewards = module.rewards(environment, rollouts.prompts, rollouts.completions, tokens, columns)
-    rollouts.reward_parts = {name: part.to(module.device) for name, part in rewards.parts.items()}
-    return group_filled(rewards.total, module.group_size).to(module.device)
+    parts = {**rewards.parts, ENVIRONMENT: judged}
+    rollouts.reward_parts = {name: part.to(module.device) for name, part in parts.items()}
+    return group_filled(rewards.total, module.group_size, states).to(module.device)
 
 
 def ablated_rows(module: GRPOModule, prompts: int) -> Tensor:

@@ -103,6 +103,12 @@ def _check_window(trainer: Trainer, module: GRPOModule) -> None:
             f"trainer.accumulate_grad_batches: expected a divisor of the window's {rows} rows a process "
             f"({prompts // world} prompts x {module.group_size} completions); got {micro}"
         )
+    steps, updates = trainer.max_steps, module.updates_per_window
+    if trainer.state.fn == TrainerFn.FITTING and steps % updates:
+        raise ValueError(
+            f"trainer.max_steps: expected a multiple of model.updates_per_window = {updates}, since checkpoints are "
+            f"saved between windows; got {steps}; use {steps + updates - steps % updates}"
+        )
 
 
 def _check_sampling_share(module: GRPOModule, router: Router) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vgrout_pl.functional.advantages import comparison_sets
+
 RewardFunction = Callable[..., Sequence[float | None]]
 ENVIRONMENT = "environment"
 
@@ -147,13 +149,18 @@ def weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return torch.where(counts.any(0), total, math.nan)
 
 
-def group_filled(rewards: Tensor, group_size: int) -> Tensor:
-    """Replace NaN by the mean of the group's other rewards, 0 in a group without any: [N] -> [N].
+def group_filled(rewards: Tensor, group_size: int, states: Tensor | None = None) -> Tensor:
+    """Replace NaN by the mean of the other rewards that the row is compared with, 0 where there are none: [N] -> [N].
 
-    Such a row's advantage is 0 and the group's baseline is what the judged rows say. A group without any judged row is
-    constant and carries no gradient.
+    Such a row's advantage is 0 and its baseline is what the judged rows say. Rows that are compared with no judged row
+    are constant among themselves and carry no gradient.
+
+    Args:
+        rewards: [N], groups of ``group_size`` consecutive rows.
+        group_size: G.
+        states: as for :func:`vgrout_pl.functional.group_advantages`.
     """
-    grouped = rewards.view(-1, group_size)
-    judged = ~grouped.isnan()
-    mean = torch.where(judged, grouped, 0.0).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp_min(1)
-    return torch.where(judged, grouped, mean).flatten()
+    values = rewards.view(-1, 1, group_size)
+    judged = comparison_sets(len(rewards), group_size, states).to(rewards.device) & ~values.isnan()
+    mean = torch.where(judged, values, 0.0).double().sum(2) / judged.sum(2).clamp_min(1)  # exact for equal rewards
+    return torch.where(rewards.isnan(), mean.flatten().to(rewards.dtype), rewards)

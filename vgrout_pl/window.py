@@ -72,10 +72,10 @@ def collect(module: GRPOModule, window: Window) -> TrainingWindow:
         _add_known(rollouts, router.read(module, router.visible(rollouts), varied))
         rollouts.routes = router.assign(rollouts, labels)
     module.metrics.update_all(routing_statistics(module, router, rollouts, labels))
-    rows = trained_rows(objective, rollouts).nonzero().flatten()
+    rows = trained_rows(objective, rollouts, window.updates).nonzero().flatten()
     batches = micro_batches(rollouts, rows, window.micro_batches)
     with timer.phase("score"):
-        score_other_states(module, rollouts, batches)
+        score_other_states(module, rollouts, batches, window.updates)
     world = module.trainer.world_size
     mask = loss_mask(objective, rollouts)
     tokens = module.trainer.strategy.reduce(mask.sum().float(), reduce_op="sum") if world > 1 else None
@@ -99,16 +99,17 @@ def micro_batches(rollouts: Rollouts, rows: Tensor, count: int) -> Sequence[Tens
 
 
 @torch.no_grad()
-def score_other_states(module: GRPOModule, rollouts: Rollouts, batches: Sequence[Tensor]) -> None:
+def score_other_states(module: GRPOModule, rollouts: Rollouts, batches: Sequence[Tensor], updates: int = 1) -> None:
     """Fill in what the training passes do not give, for the rows of ``batches``; NaN elsewhere.
 
     ``old_logprobs`` of rows whose route trains in another state than they were sampled in, unless the sampling pass or
-    a router's has given them, and, where the step measures the divergence, ``reference_logprobs``.
+    a router's has given them, and, where one of the window's ``updates`` steps measures the divergence,
+    ``reference_logprobs``.
     """
     policy = module.policy
     unknown = torch.full_like(rollouts.completion_ids, float("nan"), dtype=torch.float32)
     old = unknown.clone() if rollouts.old_logprobs is None else rollouts.old_logprobs
-    reference = unknown if module.objective.measures_kl(rollouts.step) else None
+    reference = unknown if module.objective.measures_kl(rollouts.step, updates) else None
     elsewhere = sampled_elsewhere(rollouts.routes, rollouts.ablated) & old[:, 0].isnan()
     for batch in batches:
         moved = batch[elsewhere[batch]]

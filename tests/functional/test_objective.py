@@ -173,6 +173,9 @@ def test_beta_moves_linearly_between_its_ends_and_then_stays():
     warm = Objective(beta=0.0, beta_end=0.01, beta_steps=2)
     assert [warm.beta_at(i) for i in range(4)] == pytest.approx([0.0, 0.005, 0.01, 0.01])
     assert [warm.measures_kl(i) for i in range(3)] == [False, True, True]
+    assert warm.measures_kl(0, updates=2), "the second update has a divergence in its loss"
+    every = Objective(beta=0.0, kl_every=3)
+    assert [every.measures_kl(i, updates=2) for i in range(0, 8, 2)] == [True, True, False, True]
     assert Objective(beta=0.3).beta_at(10**6) == 0.3
     rows, logprobs = window([[1.0]], advantages=[0.0], reference=[[-1 + LN2]], step=2)
     assert loss_of(down, rows, logprobs, 1).loss.item() == pytest.approx(0.05 * (1 - LN2))

@@ -125,3 +125,18 @@ def test_the_command_line_names_functions_by_import_path_and_classes_with_argume
     again = parser.parse_string(parser.dump(config))
     rewards = parser.instantiate_classes(again).rewards([0.5, 3.5], **ROWS)
     assert rewards.total.tolist() == [0.5 + 1 + 8, 3.5 + 3 + 8]
+
+
+def test_a_row_without_a_verdict_leaves_the_baseline_of_its_state_alone():
+    nan = math.nan
+    ablated = torch.tensor([False, False, False, True, True])
+    rewards = group_filled(torch.tensor([3.5, nan, 3.5, 0.5, 1.5]), 5, ablated)
+    assert rewards.tolist() == [3.5, 3.5, 3.5, 0.5, 1.5]
+    assert group_advantages(rewards, 5, states=ablated).tolist() == [0, 0, 0, -0.5, 0.5]
+    unjudged = group_filled(torch.tensor([3.5, 2.5, 3.5, nan, nan]), 5, ablated)
+    assert group_advantages(unjudged, 5, states=ablated)[3:].tolist() == [0, 0]
+
+
+def test_equal_rewards_stay_equal_beside_a_row_without_a_verdict():
+    rewards = group_filled(torch.tensor([3.3] * 7 + [math.nan]), 8)
+    assert len(set(rewards.tolist())) == 1

@@ -31,6 +31,11 @@ WORDS = {
     "seed is not a number": (["--seed_everything=true"], "seed_everything: expected int", "True"),
     "no such checkpoint": (["--ckpt_path=/nowhere/x.ckpt"], "ckpt_path: expected", "/nowhere/x.ckpt"),
     "unknown mode": (["--data.mode=telepathy"], "data.mode: expected", "telepathy"),
+    "half a window": (
+        ["--model.updates_per_window=2", "--trainer.max_steps=5"],
+        "trainer.max_steps: expected a multiple of model.updates_per_window = 2",
+        "use 6",
+    ),
     "no steps": (["--trainer.max_steps=0"], "trainer.max_steps: expected", "0"),
     "temperature": (["--model.sampling.temperature=0"], "temperature: expected", "0"),
     "ablated share": (["--model.deploy_sample_fraction=0.3"], "deploy_sample_fraction: expected", "0.3"),

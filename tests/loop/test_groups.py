@@ -11,6 +11,7 @@ from vgrout_pl.env import Grade, Grader
 from vgrout_pl.env.pools import Pool, PoolRow
 from vgrout_pl.module import GRPOModule
 from vgrout_pl.objective import Objective
+from vgrout_pl.optim import Optimization
 from vgrout_pl.rewards import RewardSum
 from vgrout_pl.routers import Absorb
 from vgrout_pl.sampling import Sampling
@@ -140,3 +141,37 @@ def test_several_updates_on_a_window_start_from_ratio_one_and_move_on(tmp_path):
     assert torch.isfinite(start[live]).all()
     once = trained(tmp_path / "b", 1, rewards=rewards, objective=objective, accumulate=2).windows[0].rollouts
     assert torch.equal(once.completion_ids, seen.windows[0].rollouts.completion_ids)
+
+
+def test_a_failed_grader_takes_nothing_from_a_row_that_a_users_function_judged(tmp_path, monkeypatch):
+    grades = [Grade(reward=3.5), Grade(reward=0.5), Grade(reward=3.5), Grade(reward=0.0, error="killed")]
+    monkeypatch.setattr("vgrout_pl.rollout.Grading.result", lambda grading: grades * 2)
+    rollouts = trained(tmp_path, rewards=RewardSum([every_other])).windows[0].rollouts
+    assert rollouts.rewards.tolist() == [3.5, 1.5, 3.5, 3.5] * 2
+    assert rollouts.reward_parts["environment"].isnan().tolist() == [False, False, False, True] * 2
+
+
+def test_a_divergence_that_sets_in_within_a_window_is_measured(tmp_path):
+    objective = Objective(beta=0.0, beta_end=0.1, beta_steps=4)
+    fast = Optimization(lr=1e-2, warmup_steps=0)
+    rewards = RewardSum([every_other])
+    seen = trained(tmp_path, 2, rewards=rewards, updates_per_window=2, objective=objective, optimization=fast)
+    assert seen.logged[0]["kl"] < 1e-6 < 1e-4 < seen.logged[1]["kl"]
+    assert seen.logged[1]["loss"] > seen.logged[1]["policy_loss"]
+
+
+def test_the_students_log_probability_leaves_the_teachers_out(tmp_path):
+    teacher = Teacher(pool_of_all(tmp_path / "pool"), hacks=1, solutions=1, until_step=1)
+    seen = trained(tmp_path, teacher=teacher, rewards=RewardSum([every_other]))
+    rollouts = seen.windows[0].rollouts
+    own = rollouts.completion_mask & ~rollouts.teacher.unsqueeze(1)
+    expected = float(rollouts.old_logprobs[own].mean())
+    assert abs(seen.logged[0]["sampling/logprob"] - expected) < 1e-4
+
+
+def test_a_process_without_constant_groups_waits_while_others_draw(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "lightning.pytorch.strategies.SingleDeviceStrategy.reduce_boolean_decision", lambda *_, **__: False
+    )
+    seen = trained(tmp_path, redraws=2, rewards=RewardSum([every_other], environment_weight=0.0))
+    assert not seen.windows[0].rollouts.redrawn.any()

@@ -106,6 +106,10 @@ class Objective:
         done = min(1.0, step / self.beta_steps)
         return (1 - done) * self.beta + done * self.beta_end
 
-    def measures_kl(self, step: int) -> bool:
-        """Whether step ``step`` needs the reference's log-probabilities: for the loss, or for their own sake."""
-        return self.beta_at(step) > 0 or (self.kl_every > 0 and step % self.kl_every == 0)
+    def measures_kl(self, step: int, updates: int = 1) -> bool:
+        """Whether one of ``updates`` steps from ``step`` on needs the reference's log-probabilities.
+
+        For the loss, or for their own sake.
+        """
+        steps = range(step, step + updates)
+        return any(self.beta_at(s) > 0 or (self.kl_every > 0 and s % self.kl_every == 0) for s in steps)

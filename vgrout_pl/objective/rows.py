@@ -21,7 +21,8 @@ def loss_mask(objective: Objective, rows: Rollouts) -> Tensor:
     return rows.completion_mask & ~rows.truncated.unsqueeze(-1)
 
 
-def _states(objective: Objective, rollouts: Rollouts) -> Tensor | None:
+def compared_states(objective: Objective, rollouts: Rollouts) -> Tensor | None:
+    """The sampling states [N] within which rewards are compared; None: within whole groups."""
     return rollouts.ablated if objective.baseline == "state" else None
 
 
@@ -37,19 +38,20 @@ def window_advantages(objective: Objective, rollouts: Rollouts, batch_rewards: T
         rollouts.rewards,
         rollouts.group_size,
         objective.reward_scale,
-        states=_states(objective, rollouts),
+        states=compared_states(objective, rollouts),
         batch_rewards=batch_rewards,
     )
 
 
-def trained_rows(objective: Objective, rollouts: Rollouts) -> Tensor:
+def trained_rows(objective: Objective, rollouts: Rollouts, updates: int = 1) -> Tensor:
     """Mark the rows of a window that need a training pass: bool [N].
 
     Left out are rows without a token that carries loss, and rows without reward differences to compare, unless
-    ``kl_constant_groups`` keeps their remaining terms alive.
+    ``kl_constant_groups`` keeps their remaining terms alive in one of the window's ``updates`` steps.
     """
     some = loss_mask(objective, rollouts).any(1)
-    if objective.kl_constant_groups and (objective.beta_at(rollouts.step) > 0 or objective.entropy_bonus > 0):
+    betas = (objective.beta_at(rollouts.step + update) for update in range(updates))
+    if objective.kl_constant_groups and (any(betas) or objective.entropy_bonus > 0):
         return some
-    constant = constant_groups(rollouts.rewards, rollouts.group_size, states=_states(objective, rollouts))
+    constant = constant_groups(rollouts.rewards, rollouts.group_size, states=compared_states(objective, rollouts))
     return some & ~constant

@@ -21,15 +21,17 @@ def loss_statistics(
 
     ``clip_ratio/{low,high,region}_mean`` are as in TRL, per token of a row for gspo; ``clip_ratio/delta_mean`` counts
     the tokens at the two-sided bound; cispo counts every token whose weight is cut under ``high``. ``importance/``
-    covers the tokens of rows that train in another state than they were sampled in.
+    covers the tokens of rows that train in another state than they were sampled in. ``sampling/logprob`` leaves
+    teachers' rows out.
     """
     mask = loss_mask(objective, rows)
     tokens = mask.sum()
     some = tokens.clamp_min(1)
     statistics = {
         "entropy": (masked_sum(entropy, mask) / some, tokens),
-        "sampling/logprob": (masked_sum(logprobs, mask) / some, tokens),
     }
+    own = mask & ~rows.teacher.unsqueeze(-1) if len(rows.teacher) else mask
+    statistics["sampling/logprob"] = (masked_sum(logprobs, own) / own.sum().clamp_min(1), own.sum())
     if objective.loss_type == "cispo":
         high = ((torch.exp(result.log_ratio) > 1 + objective.clip_high) & mask).sum()
         low = delta = torch.zeros_like(high)
