@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import marshal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from types import CodeType
 from typing import Any
 
 from vgrout_pl.env.sandbox.canonical import DIGEST_SIZE, NotPlain, digest, sealed
@@ -72,6 +74,25 @@ class Tests:
     entries: tuple[tuple[str, str], ...]
     imports: tuple[str, ...]
 
+    @cached_property
+    def code(self) -> bytes:
+        """The calls, compiled by this interpreter, which is the fork-servers' too: a marshalled tuple of code objects.
+
+        Made once, with the tests, and not for each fork-server.
+
+        Raises:
+            ValueError: a call is too deeply nested to compile.
+        """
+        compiled: list[CodeType] = []
+        for check in self.checks:
+            try:
+                compiled.append(compile(check.call, f"<test {len(compiled)}>", "eval", dont_inherit=True))
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+                raise ValueError(
+                    f"test {check.number}: expected a call that compiles; got {type(error).__name__}: {error}"
+                ) from None
+        return marshal.dumps(tuple(compiled))
+
     @property
     def pending(self) -> tuple[int, ...]:
         """Indices of checks whose expected value is an expression that has yet to be evaluated."""
@@ -93,7 +114,9 @@ def parse_tests(tests: tuple[str, ...], setup: str) -> Tests:
         check, entry = parse_test(test, number, relations)
         checks.append(check)
         entries.add(entry)
-    return Tests(setup, tuple(checks), tuple(sorted(entries)), _imports(setup))
+    taken_apart = Tests(setup, tuple(checks), tuple(sorted(entries)), _imports(setup))
+    assert taken_apart.code
+    return taken_apart
 
 
 def parse_test(test: str, number: int = 1, relations: Mapping[str, str] | None = None) -> tuple[Check, tuple[str, str]]:

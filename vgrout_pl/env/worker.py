@@ -104,10 +104,9 @@ class Worker:
                 self.send({"forget": True})
                 self._defined.clear()
             number = self._defined[tests] = self._serial = self._serial + 1
-            calls = [check.call for check in tests.checks]
             shapes = [check.shape for check in tests.checks]
-            definition = {"setup": tests.setup, "calls": calls, "shapes": shapes, "entries": tests.entries}
-            self.send({"define": number, **definition, "imports": tests.imports})
+            definition = {"setup": tests.setup, "shapes": shapes, "entries": tests.entries, "imports": tests.imports}
+            self.send({"define": number, **definition}, tests.code)
         answers = response is not None
         request = {"run": number, "answers": answers, "mode": mode, "marker": marker, "token": token.hex()}
         self.send(request, response)
