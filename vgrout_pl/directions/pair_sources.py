@@ -45,8 +45,9 @@ class PairSource(DirectionSource):
         return mean_direction(self.differences(extraction), extraction.layout)
 
     def provenance(self) -> dict[str, object]:
-        """Number and content hash of the pairs."""
-        return {**super().provenance(), "pairs": len(self.pairs), "pairs_hash": pairs_hash(self.pairs)}
+        """Number and content hash of the pairs; None where they have not been made."""
+        known = pairs_hash(self.pairs) if self.pairs else None
+        return {**super().provenance(), "pairs": len(self.pairs), "pairs_hash": known}
 
 
 class AuthoredPairs(PairSource):

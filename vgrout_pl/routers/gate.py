@@ -168,8 +168,8 @@ class Gate(Router):
     def _scored(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores of the window's rows and of the buffer, and the buffer's weights.
 
-        A row's features are rounded to the buffer's dtype before they are scored: the row and its image in the buffer
-        tie.
+        A row that has entered has the score of its image in the buffer, bit for bit, so that it ties with a threshold
+        which it gave itself; the others are rounded to the buffer's dtype before they are scored.
         """
         assert self.layout is not None and self.direction is not None
         stored = features.to(self.buffer.dtype)
@@ -178,7 +178,11 @@ class Gate(Router):
         own = torch.zeros(len(stored), dtype=weights.dtype, device=stored.device)
         medians = torch.cat([weights, own]) if len(self.buffer) else own + 1
         scores = row_scores(rows, self.direction.to(stored.device), self.layout.widths, self.aggregation, medians)
-        return scores[len(self.buffer) :], scores[: len(self.buffer)], weights
+        kept, window = scores[: len(self.buffer)], scores[len(self.buffer) :]
+        entered = self._varied.nonzero().flatten()[-self.buffer.capacity :]
+        if len(entered):
+            window[entered] = kept[-len(entered) :]
+        return window, kept, weights
 
     def _marks(self, rollouts: Rollouts, labels: Labels | None) -> Tensor:
         """Which rows of all processes show the disclosed loophole in their text, and which are hacks: bool [N', 2]."""
@@ -213,12 +217,12 @@ class Gate(Router):
         Raises:
             ValueError: the direction's source or the reader does not fit the run.
         """
-        if stage != "fit":
-            return
         from vgrout_pl.preflight import roles
 
         module = cast("GRPOModule", pl_module)
         self.source.check(module)
+        if stage != "fit":
+            return
         adapter, _ = roles(trainer)
         shapes = attach_routed_adapter(shape_of_base(module.path), adapter.config, initialise=False)
         self.reader.layout(shapes)
