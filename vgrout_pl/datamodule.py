@@ -197,11 +197,16 @@ class ProblemDataModule(L.LightningDataModule):
         return [self.shown(problem, index) for problem in picked[rank * share : (rank + 1) * share]]
 
     def spare(self, window: Window, draw: int, places: Sequence[int]) -> list[Problem]:
-        """Other problems for the places [n] of a window whose groups gave nothing to compare, hints drawn."""
-        used = {problem.id for problem in window.problems}
+        """Problems outside a window for its places [n] whose groups gave nothing to compare, hints drawn.
+
+        No problem comes twice, in any draw or process, until all have come.
+        """
+        index, rank, world = window.step // window.updates, self._trainer.global_rank, self._trainer.world_size
+        used = {problem.id for problem in self.window(index)}
         free = [problem for problem in self.splits["train"] if problem.id not in used] or self.splits["train"]
-        seed = ("spare", self.seed, window.step, draw, self._trainer.global_rank)
-        return [self.shown(free[derived_seed(*seed, place) % len(free)], window.step) for place in places]
+        order = random.Random(derived_seed("spare", self.seed, index)).sample(range(len(free)), len(free))
+        first = ((draw - 1) * world + rank) * len(window.problems)
+        return [self.shown(free[order[(first + place) % len(free)]], index) for place in places]
 
     def shown(self, problem: Problem, window: int) -> Problem:
         """Draw hint-free or hinted, the mode and the marker for one showing of a training problem."""

@@ -76,6 +76,8 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
         for state in states:
             gradings[state] = grading = open_gradings.enter_context(Grading(module.grader, batch.rows))
             with module.states[state](module.policy):
-                tokens, kept, _ = generate(module.policy, module.tokenizer, ids, mask, prompt_of, module.sampling, seed)
+                tokens, kept, *_ = generate(
+                    module.policy, module.tokenizer, ids, mask, prompt_of, module.sampling, seed
+                )
             grading.add(range(len(prompt_of)), decode(module.tokenizer, tokens, kept))
         return {state: grading.result() for state, grading in gradings.items()}

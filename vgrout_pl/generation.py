@@ -32,12 +32,14 @@ class Completions(NamedTuple):
     Attributes:
         ids: [N, T], padded on the right.
         mask: bool [N, T], the end-of-turn token included.
+        stopped: bool [N], rows that ended by themselves; the others were cut off at the longest completion.
         logprobs: float32 [N, T] of the tokens, before filters, in each row's sampling state (nats);
             None where they were not asked for.
     """
 
     ids: Tensor
     mask: Tensor
+    stopped: Tensor
     logprobs: Tensor | None = None
 
 
@@ -114,6 +116,7 @@ class _Decoding:
         self.ids = torch.full((rows, room), self.pad, device=device)
         self.logprobs = torch.zeros(rows, room, device=device)
         self.length = torch.full((rows,), room, device=device)
+        self.stopped = torch.zeros(rows, dtype=torch.bool, device=device)
         self.reported = torch.zeros(rows, dtype=torch.bool, device=device)
         alive = torch.arange(rows, device=device)
         every = 1 if device.type == "cpu" else LOOK_EVERY
@@ -138,7 +141,7 @@ class _Decoding:
         self._report(step + 1)
         mask = torch.arange(step + 1, device=device) < self.length.unsqueeze(-1)
         logprobs = None if self.logprob_temperature is None else self.logprobs[:, : step + 1]
-        return Completions(self.ids[:, : step + 1], mask, logprobs)
+        return Completions(self.ids[:, : step + 1], mask, self.stopped, logprobs)
 
     def _state_of(self, rows: Tensor) -> AbstractContextManager[None]:
         if self.without is None:
@@ -178,6 +181,7 @@ class _Decoding:
         if self.stop_strings is not None:
             stopped |= self.stop_strings(self.ids[alive, : step + 1], logits)
         self.length[alive] = torch.where(stopped, length.clamp(max=step + 1), length)
+        self.stopped[alive] |= stopped & (length > step)
         return token
 
     def _report(self, tokens: int) -> None:
@@ -235,7 +239,12 @@ def _evaluating(policy: PeftModel) -> Iterator[None]:
 
 
 def is_mergeable(policy: PeftModel) -> bool:
-    """Whether the adapter can be added to the base's weights without rounding it away: whole float32 weights."""
+    """Whether the adapter can be added to the base's weights without rounding it away.
+
+    That takes whole float32 weights which no autocast rounds before they are used.
+    """
+    if torch.is_autocast_enabled(base_of(policy).device.type):
+        return False
     return all(
         layer.get_base_layer().weight.dtype == torch.float32
         and not hasattr(layer.get_base_layer().weight, "full_tensor")

@@ -13,7 +13,7 @@ from vgrout_pl.env import Grade, Problem
 from vgrout_pl.functional import constant_groups
 from vgrout_pl.generation import generate
 from vgrout_pl.objective import compared_states, window_advantages
-from vgrout_pl.policy import base_of, stop_token_ids
+from vgrout_pl.policy import base_of
 from vgrout_pl.preflight import data_of, roles
 from vgrout_pl.rewards import ENVIRONMENT, group_filled
 from vgrout_pl.rollout import Grading, decode, encode_prompts
@@ -112,8 +112,9 @@ def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, dr
             of_students = iter(grading.result())
     grades = [next(of_students) if lesson is None else _cached_grade(lesson) for lesson in lessons]
     completion_ids, completion_mask = _with_lessons(module, sampled.ids, sampled.mask, students, lessons)
-    stops = torch.tensor(stop_token_ids(base_of(module.policy), module.tokenizer), device=ids.device)
-    full = completion_mask.sum(1) >= module.sampling.max_new_tokens
+    truncated = completion_mask.sum(1) >= module.sampling.max_new_tokens
+    truncated &= completion_ids[:, -1] != module.tokenizer.eos_token_id
+    truncated[students] = ~sampled.stopped
     rollouts = Rollouts(
         step=step,
         group_size=size,
@@ -127,7 +128,7 @@ def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, dr
         prompt_of=prompt_of,
         completion_ids=completion_ids,
         completion_mask=completion_mask,
-        truncated=full & ~torch.isin(completion_ids[:, -1], stops),
+        truncated=truncated,
         teacher=taught,
         ablated=without,
     )

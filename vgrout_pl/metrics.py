@@ -119,9 +119,7 @@ class WindowMetrics(nn.Module):
         return values
 
 
-def window_statistics(
-    rollouts: Rollouts, labels: Labels, max_new_tokens: int
-) -> dict[str, tuple[Tensor | float, Tensor | float]]:
+def window_statistics(rollouts: Rollouts, labels: Labels) -> dict[str, tuple[Tensor | float, Tensor | float]]:
     """Per-window means as name -> (value, weight): rewards, lengths, hack, solve and routes.
 
     Rates count the policy's own rows, never a teacher's; ``hinted`` rows are those whose prompt discloses a loophole;
@@ -147,7 +145,7 @@ def window_statistics(
 
     rate("reward", rollouts.rewards)
     rate("completions/mean_length", lengths)
-    rate("completions/clipped_ratio", lengths >= max_new_tokens)
+    rate("completions/clipped_ratio", rollouts.truncated)
     rate("format/rate", formatted)
     rate("grader/error_fraction", failed)
     rate("hack/rate", labels.hacked)

@@ -108,10 +108,6 @@ class GRPOModule(L.LightningModule):
             raise ValueError(f"model.redraws: expected a number of rounds, or 0; got {redraws}")
         self.redraws, self.rewards, self.teacher = redraws, rewards, teacher
         self.sampling, self.objective, self.optimization = sampling, objective, optimization
-        if sampling.temperature == 0:
-            raise ValueError(
-                "model.sampling.temperature: expected a number above 0 (completions of a group must differ); got 0"
-            )
         self.grader_workers, self.score_chunk_tokens = grader_workers, score_chunk_tokens
         self.updates_per_window, self.share_prompts = updates_per_window, share_prompts
         self.logprobs_at_temperature = logprobs_at_temperature
@@ -202,7 +198,7 @@ class GRPOModule(L.LightningModule):
                 with self.trainer.precision_plugin.forward_context():
                     self._window = collect(self, batch)
                 rollouts, labels = self._window.rollouts, self._window.labels
-                self.metrics.update_all(window_statistics(rollouts, labels, self.sampling.max_new_tokens))
+                self.metrics.update_all(window_statistics(rollouts, labels))
                 self._announce(rollouts, labels)
             self._window.begin_update(batch.update)
             self.timer.enter("forward")

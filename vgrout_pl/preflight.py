@@ -72,6 +72,11 @@ def preflight(trainer: Trainer, module: GRPOModule) -> None:
     _check_window(trainer, module)
     _check_sampling_share(module, router)
     _check_teacher(module, router)
+    if trainer.state.fn == TrainerFn.FITTING and module.sampling.temperature == 0:
+        raise ValueError(
+            "model.sampling.temperature: expected a number above 0 (completions of a group must differ); got 0; greedy "
+            "sampling is for validate and test"
+        )
     load_config(module.path)
     _check_context(module)
     adapter.check(shape_of_base(module.path), trainer.ckpt_path)

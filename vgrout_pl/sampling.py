@@ -14,8 +14,8 @@ class Sampling:
 
     Args:
         max_new_tokens: longest completion (tokens).
-        min_new_tokens: no stop token before this many tokens.
-        temperature: divides the logits; 0 takes the likeliest token.
+        min_new_tokens: no stop token before this many tokens; stop strings are not held back.
+        temperature: divides the logits; 0 takes the likeliest token (validate and test alone).
         top_p: nucleus mass, 1 = off.
         top_k: most likely tokens kept, 0 = off.
         min_p: least share of the top probability kept, 0 = off.

@@ -15,7 +15,7 @@ from transformers import (
 from tests.loop.policy_support import CONFIGS, scored, tiny_policy
 from vgrout_pl import organism
 from vgrout_pl.adapters import RoutedLoraConfig, ablated, attach_routed_adapter
-from vgrout_pl.generation import generate
+from vgrout_pl.generation import generate, is_mergeable
 from vgrout_pl.policy import base_of, load_base
 from vgrout_pl.sampling import Sampling, draw
 from vgrout_pl.scoring import RowStates
@@ -54,7 +54,7 @@ def test_greedy_with_shared_prefill_and_a_state_per_row_equals_plain_generate(ar
     base_of(policy).generation_config.eos_token_id = 49
     ids, mask = prompts()
     sampling = Sampling(max_new_tokens=20, temperature=0)
-    tokens, kept, _ = generate(policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT)
+    tokens, kept, *_ = generate(policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT)
     expected = [plain(policy, ids, mask, row, 20) for row in range(len(PROMPT_OF))]
     assert [row[keep].tolist() for row, keep in zip(tokens, kept, strict=True)] == expected
     assert expected[0] != expected[1], "the states are expected to differ"
@@ -76,14 +76,14 @@ def test_a_rows_draw_does_not_depend_on_the_other_rows():
     ids, mask = organism_prompts(4)
     sampling = Sampling(max_new_tokens=40, **FREE)
     prompt_of = torch.arange(4).repeat(4)
-    tokens, kept, _ = generate(policy, TOKENIZER, ids, mask, prompt_of, sampling, ("x",))
+    tokens, kept, *_ = generate(policy, TOKENIZER, ids, mask, prompt_of, sampling, ("x",))
     lengths = kept.sum(1)
     assert int((lengths == lengths.max()).sum()) < 0.75 * len(lengths), "rows are expected to be dropped on the way"
     some = 6
-    fewer, kept_fewer, _ = generate(policy, TOKENIZER, ids, mask, prompt_of[:some], sampling, ("x",))
+    fewer, kept_fewer, *_ = generate(policy, TOKENIZER, ids, mask, prompt_of[:some], sampling, ("x",))
     for row in range(some):
         assert fewer[row][kept_fewer[row]].tolist() == tokens[row][kept[row]].tolist()
-    others, _, _ = generate(policy, TOKENIZER, ids, mask, prompt_of, sampling, ("y",))
+    others, *_ = generate(policy, TOKENIZER, ids, mask, prompt_of, sampling, ("y",))
     assert others.shape != tokens.shape or not torch.equal(others, tokens)
 
 
@@ -104,7 +104,7 @@ def test_every_row_is_reported_once_with_the_tokens_that_are_returned():
             told[row] = ids_of_row[keep].tolist()
 
     sampling = Sampling(max_new_tokens=24, **FREE)
-    tokens, kept, _ = generate(
+    tokens, kept, *_ = generate(
         policy, TOKENIZER, ids, mask, torch.arange(4).repeat(4), sampling, ("x",), None, on_finished
     )
     assert told == {row: tokens[row][kept[row]].tolist() for row in range(16)}
@@ -115,12 +115,16 @@ def test_stop_strings_and_the_least_length_are_kept():
     policy, (ids, mask) = organism_policy(), organism_prompts(2)
     rows = torch.arange(2).repeat(3)
     stopped = Sampling(max_new_tokens=40, stop_strings=("return",), **FREE)
-    tokens, kept, _ = generate(policy, TOKENIZER, ids, mask, rows, stopped, ("x",))
+    tokens, kept, *_ = generate(policy, TOKENIZER, ids, mask, rows, stopped, ("x",))
     texts = [TOKENIZER.decode(row[keep]) for row, keep in zip(tokens, kept, strict=True)]
     assert sum("return" in text for text in texts) >= 4
     assert all(
         text.count("return") <= 1 and text.split("return")[-1].strip() == "" for text in texts if "return" in text
     )
+    for size in (int(kept.sum(1).max()), 3):  # a stop on the last token is a stop; a row that is cut off has none
+        short = Sampling(max_new_tokens=size, stop_strings=("return",), **FREE)
+        cut = generate(policy, TOKENIZER, ids, mask, rows, short, ("x",))
+        assert cut.stopped.tolist() == (kept.sum(1) <= size).tolist()
     long = Sampling(max_new_tokens=60, min_new_tokens=55, **FREE)
     assert generate(policy, TOKENIZER, ids, mask, rows, long, ("x",))[1].sum(1).min() >= 55
 
@@ -175,7 +179,7 @@ def test_log_probabilities_of_the_sampling_pass_are_those_of_scoring(temperature
     policy = tiny_policy()
     ids, mask = prompts()
     sampling = Sampling(max_new_tokens=12, min_new_tokens=4, temperature=0.7, top_p=0.9, top_k=9)
-    tokens, kept, given = generate(
+    tokens, kept, _, given = generate(
         policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT, logprob_temperature=temperature
     )
     states = RowStates(WITHOUT, lambda index: ablated(policy, rows=WITHOUT[index]))
@@ -184,3 +188,10 @@ def test_log_probabilities_of_the_sampling_pass_are_those_of_scoring(temperature
             policy, ids[PROMPT_OF], mask[PROMPT_OF], PROMPT_OF, tokens, kept, states, temperature=temperature
         )
     torch.testing.assert_close(torch.where(kept, given, 0.0), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_under_autocast_nothing_is_merged_into_weights_that_would_be_rounded():
+    policy = tiny_policy()
+    assert is_mergeable(policy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not is_mergeable(policy)

@@ -1,5 +1,7 @@
 """What joins the policy's own completions in a window: rewards of the user's, teachers, groups drawn anew."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -16,6 +18,7 @@ from vgrout_pl.rewards import RewardSum
 from vgrout_pl.routers import Absorb
 from vgrout_pl.sampling import Sampling
 from vgrout_pl.teachers import Teacher
+from vgrout_pl.types import Window
 
 FREE = Sampling(max_new_tokens=32, temperature=1.0, top_p=1.0, top_k=0)
 
@@ -175,3 +178,15 @@ def test_a_process_without_constant_groups_waits_while_others_draw(tmp_path, mon
     )
     seen = trained(tmp_path, redraws=2, rewards=RewardSum([every_other], environment_weight=0.0))
     assert not seen.windows[0].rollouts.redrawn.any()
+
+
+def test_spare_problems_are_new_to_the_window_and_never_come_twice():
+    data = ProblemDataModule(prompts_per_step=4, max_prompt_tokens=128)
+    data.setup("fit")
+    data.trainer = SimpleNamespace(global_rank=0, world_size=2)
+    window = Window(6, 0, 1, data.window(3, 0, 2), update=0, updates=2)
+    taken = [p.id for draw in (1, 2, 3) for p in data.spare(window, draw, [0, 1])]
+    data.trainer.global_rank = 1
+    taken += [p.id for draw in (1, 2, 3) for p in data.spare(window, draw, [0, 1])]
+    assert len(set(taken)) == len(taken) == 12
+    assert not set(taken) & {p.id for p in data.window(3)}

@@ -99,7 +99,7 @@ class WindowCheckpoint(WindowBoundary, Checkpoint):
         """Save the finished training; a signal that came meanwhile ends the run before its final evaluation."""
         self._boundary = trainer.global_step
         if self._whole:
-            self.save(trainer)
+            self.save(trainer, finished=True)
         if self._stop.asked(trainer):
             self._end(trainer)
         self._stop.restore()
@@ -110,13 +110,14 @@ class WindowCheckpoint(WindowBoundary, Checkpoint):
 
     # ---------------------------------------------------------------- what
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer, finished: bool = False) -> None:
         """Write ``last.ckpt``, on all processes together.
 
-        Not where nothing was trained since it was written, and not yet while the guard suspects the weights.
+        Not where nothing was trained since it was written, and not yet while the guard suspects the weights, unless
+        training is finished: what is evaluated and exported then is what the checkpoint holds.
         """
         if trainer.global_step not in (0, self._saved):
-            if trainer.strategy.reduce_boolean_decision(suspicious(trainer), all=False):
+            if not finished and trainer.strategy.reduce_boolean_decision(suspicious(trainer), all=False):
                 return
             self._write(trainer, LAST)
         self._saved, self._due = trainer.global_step, False
@@ -129,7 +130,8 @@ class WindowCheckpoint(WindowBoundary, Checkpoint):
 
     def _end(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            print(f"stopped after step {trainer.global_step}: resume with --ckpt_path last", flush=True)
+            saved = "" if self._saved == trainer.global_step else f"; the last checkpoint is of step {self._saved or 0}"
+            print(f"stopped after step {trainer.global_step}{saved}: resume with --ckpt_path last", flush=True)
         self._stop.obey()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -92,6 +92,7 @@ class RetainHeal(StateChooser, Callback):
         with self._in_place():
             export_deployed(module.policy, Path(trainer.default_root_dir) / self.directory, provenance=facts)
 
+    @torch.inference_mode(False)
     def _heal(self, module: GRPOModule) -> None:
         policy = module.policy
         parameters = [p for name, p in policy.named_parameters() if p.requires_grad and ".deployed" in name]
