@@ -16,8 +16,8 @@ class ActivationGate(Gate):
     ``score = sum_m <h_m, v_m>``, h_m the mean over completion tokens of A_D x in module m. One pass without gradient
     over all rows, which for the rows that were sampled ablated is one that the step needs anyway.
 
-    The signed inits (scorda) take the pairs' direction out of the deployed block, so that its bottleneck cannot see what
-    those pairs show: read site ``residual`` there, or take another init.
+    The signed inits (scorda) take the pairs' direction out of the deployed block, so that its bottleneck cannot see
+    what those pairs show: read site ``residual`` there, or take another init.
 
     Routes are given to whole rollouts: the adapter's masks act on rows. ``pooling: max`` lets a single token decide.
 
