@@ -7,7 +7,7 @@ import pytest
 from tests.loop.conftest import command
 
 WORDS = {
-    "unknown router": (["--router=vgrout_pl.routers.Nope"], "router: expected", "vgrout_pl.routers.Oracle"),
+    "unknown router": (["--router=vgrout_pl.routers.Nope"], "router: expected", "vgrout_pl.routers.Absorb"),
     "router without a path": (["--router=Nope"], "router: expected", "Nope"),
     "unknown adapter init": (["--adapter.init=nope"], "init", "scorda"),
     "rank too large": (["--adapter.r=60"], "120", "q_proj"),
@@ -41,7 +41,7 @@ WORDS = {
     "ablated share": (["--model.deploy_sample_fraction=0.3"], "deploy_sample_fraction: expected", "0.3"),
     "precision": (["--trainer.precision=64-true"], "trainer.precision: expected", "64-true"),
     "too many pairs": (["--adapter.n_pairs=1000"], "adapter.pairs", "1000"),
-    "pairs of no mode": (["--adapter.pair_modes=[telepathy]"], "adapter.pair_modes", "telepathy"),
+    "pairs of no mode": (["--adapter.pair_modes=[telepathy]"], "adapter.pairs", "telepathy"),
     "no batch": (["--data.eval_batch_size=0"], "data.eval_batch_size: expected", "0"),
     "no test problems": (["--data.test_size=-1"], "data.test_size: expected", "-1"),
     "no grader": (["--model.grader_workers=0"], "model.grader_workers: expected", "0"),

@@ -16,7 +16,10 @@ from vgrout_pl.organism import CHECKPOINT
 from vgrout_pl.report import Results
 
 CONFIGS = Path("configs")
-OVERLAYS = sorted(path for path in CONFIGS.glob("*/*.yaml"))
+NEEDS_A_POOL = "teachers"
+OVERLAYS = sorted(
+    path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "router" and path.stem != NEEDS_A_POOL
+)
 STATES = ("as_trained", "deployed")
 CELLS = (("test", "novel"), ("test", "training"), ("test", "none"), ("train", "training"))
 
