@@ -23,7 +23,7 @@ from vgrout_pl.callbacks.guard_rules import (
     Watch,
 )
 from vgrout_pl.module import GRPOModule
-from vgrout_pl.routers import Absorb, Router
+from vgrout_pl.routers import Absorb, LabelsUsed, Router
 from vgrout_pl.types import Rollouts
 
 HEALTHY = {"sampling/logprob": -0.3, "grad_norm": 0.1, "kl": 0.4}
@@ -233,6 +233,7 @@ class InfiniteRewards(Absorb):
     """Puts an infinite reward into the second window."""
 
     name = "infinite"
+    labels_used = LabelsUsed.ORACLE  # the others are shown a copy without rewards
 
     def route(self, rollouts, labels):
         if rollouts.step == 1:
@@ -244,6 +245,7 @@ class OneProcess(Absorb):
     """Puts an infinite reward into the second window of the second process."""
 
     name = "one_process"
+    labels_used = LabelsUsed.ORACLE
 
     def route(self, rollouts, labels):
         if rollouts.step == 1 and torch.distributed.get_rank() == 1:
