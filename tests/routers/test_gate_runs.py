@@ -79,6 +79,7 @@ def test_a_gate_killed_between_checkpoints_goes_on_with_the_same_routes(train, t
     assert torch.equal(first["callbacks"][gate]["direction"], second["callbacks"][gate]["direction"])
 
 
+@pytest.mark.full
 def test_the_number_of_micro_batches_changes_no_route(train, tmp_path):
     steps = ("--trainer.max_steps=2",)
     one = train(tmp_path / "one", "route_a", *steps)

@@ -12,6 +12,9 @@ from vgrout_pl.directions.pair_sources import PAIRS_FILE
 from vgrout_pl.directions.sources import load_pairs
 
 OVERLAYS = sorted(Path("configs/router").glob("*.yaml"))
+ELSEWHERE = {"absorb", "none", "oracle", "random_share", "route_a", "sign_flip"}
+"""Overlays whose like runs in the fast suite anyway."""
+CASES = [pytest.param(path, marks=pytest.mark.full if path.stem in ELSEWHERE else ()) for path in OVERLAYS]
 NAMES = {
     "absorb": "absorb",
     "haar": "route_a-haar-0",
@@ -65,7 +68,7 @@ def test_every_overlay_has_a_name_of_its_own():
     assert len(set(NAMES.values())) == len(NAMES)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("overlay", CASES, ids=lambda path: path.stem)
 def test_every_overlay_trains_two_steps_under_its_name(train, overlay):
     run = train("--config", str(overlay))
     assert run.parent.name == f"{NAMES[overlay.stem]}-scorda"
