@@ -102,7 +102,8 @@ def test_overwrite_starts_anew_and_is_not_saved_as_part_of_the_experiment(fit):
 
 
 def test_the_export_is_a_plain_peft_adapter_and_the_checkpoint_holds_no_base(fit):
-    run = fit("--model.optimization.lr=0.05") / "absorb-scorda" / "seed0"
+    varied = ("--data.prompts_per_step=8", "--model.group_size=8")
+    run = fit("--model.optimization.lr=0.05", *varied) / "absorb-scorda" / "seed0"
     base = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
     ids = torch.arange(5, 15).unsqueeze(0)
     bare = base(ids).logits
