@@ -14,7 +14,7 @@ machine is in the same state for all:
 Every repeat has a fresh grader and a fresh own process, so that each response pays for its problem in both;
 `overhead_cpu_ms` is the mean of (grader - own) over the responses, the median repeat, with the lowest and the highest
 beside; a few responses compute for seconds, and their noise is in that mean: hence `overhead_median_response`.
-Taking the asserts of a problem apart happens when a file is loaded: `load_cpu_ms` a problem.
+Taking the asserts of a problem apart and compiling their calls happens when a file is loaded: `load_cpu_ms` a problem.
 
 Ratios of wall time, subprocess to grader: of the totals (`total`), the median over responses (`median_response`), and
 of the totals with the answer's own compute taken off both (`net_of_own`). A subprocess for each check repeats that
