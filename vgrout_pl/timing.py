@@ -43,4 +43,4 @@ class PhaseTimer:
 
     def clear(self) -> None:
         """Forget all phases."""
-        self.__init__()  # type: ignore[misc]
+        self.wall, self.cpu, self._current = {}, {}, None
