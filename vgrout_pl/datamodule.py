@@ -52,6 +52,8 @@ class ProblemDataModule(L.LightningDataModule):
         eval_batch_size: problems sampled together in evaluation.
         eval_samples: completions of each problem in evaluation; intervals count problems, not completions, as
             independent.
+        test_seed: draw the test problems of ``organism`` anew from this seed, from a region that no setting was ever
+            chosen on; null: its usual ones.
         seed: of everything drawn; the command line links it to ``seed_everything``.
     """
 
@@ -71,6 +73,7 @@ class ProblemDataModule(L.LightningDataModule):
         train_eval_size: int = 160,
         eval_batch_size: int = 160,
         eval_samples: int = 1,
+        test_seed: int | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -83,6 +86,11 @@ class ProblemDataModule(L.LightningDataModule):
             raise ValueError(
                 "data.eval_problems: expected a JSONL file of held-out problems beside a file of training ones, and "
                 f"none beside {ORGANISM}; got {eval_problems} beside {problems}; set both or neither"
+            )
+        if test_seed is not None and problems != ORGANISM:
+            raise ValueError(
+                f"data.test_seed: expected null beside files of problems; got {test_seed} beside {problems}; it draws "
+                f"problems of {ORGANISM}"
             )
         sizes = {"validation_size": validation_size, "test_size": test_size, "train_eval_size": train_eval_size}
         sizes |= {
@@ -98,7 +106,7 @@ class ProblemDataModule(L.LightningDataModule):
         self.original_marker_share, self.max_prompt_tokens = original_marker_share, max_prompt_tokens
         self.sizes = {"validation": validation_size, "test": test_size, "train": train_eval_size}
         self.eval_batch_size, self.eval_samples, self.seed = eval_batch_size, eval_samples, seed
-        self.partition = partition
+        self.partition, self.test_seed = partition, test_seed
         self.splits: dict[str, list[Problem]] = {}
 
     def setup(self, stage: str) -> None:
@@ -134,7 +142,10 @@ class ProblemDataModule(L.LightningDataModule):
     def _organism(self) -> dict[str, list[Problem]]:
         from vgrout_pl import organism
 
-        return {name: organism.problems(name, mode="gt_only") for name in ("train", "validation", "test")}
+        splits = {name: organism.problems(name, mode="gt_only") for name in ("train", "validation", "test")}
+        if self.test_seed is not None:
+            splits["test"] = organism.problems("fresh", mode="gt_only", seed=self.test_seed)
+        return splits
 
     def _files(self, eval_problems: str) -> dict[str, list[Problem]]:
         train = load_problems(self.problems, mode="gt_only")

@@ -137,4 +137,4 @@ def test_the_folder_of_one_experiment_works_as_well(root):
 
 def test_markdown_of_a_single_run_is_refused(root, capsys):
     assert main([str(root / "oracle" / "seed0"), "--markdown", "x.md"]) == 1
-    assert "--markdown belongs to a folder of runs" in capsys.readouterr().err
+    assert "--markdown, --csv: expected a folder of runs" in capsys.readouterr().err

@@ -19,21 +19,26 @@ def main(args: Sequence[str] | None = None) -> int:
         prog="python -m vgrout_pl.report",
         description="Write report.md and plots of a run directory, or compare all runs below a folder.",
     )
-    parser.add_argument("directory", type=Path, help="a run directory, or a folder of <experiment>/seed<k> directories")
+    parser.add_argument(
+        "directory", type=Path, help="a run directory, a folder of <experiment>/seed<k> directories, or a --csv of one"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write every cell of every run to FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the comparison to FILE as Markdown")
     options = parser.parse_args(args)
     try:
-        if not options.directory.is_dir():
+        if not options.directory.exists():
             raise ValueError(f"{options.directory}: expected a directory; there is none of this name")
         if is_run_directory(options.directory):
-            if options.markdown is not None:
-                raise ValueError(f"--markdown belongs to a folder of runs; {options.directory} is a single run")
+            if options.markdown is not None or options.csv is not None:
+                raise ValueError(f"--markdown, --csv: expected a folder of runs; {options.directory} is a single run")
             print(write_report(options.directory))
             return 0
         sweep = Sweep.load(options.directory)
         print(sweep.text())
         if options.markdown is not None:
             write_atomically(options.markdown, sweep.markdown() + "\n")
+        if options.csv is not None:
+            write_atomically(options.csv, sweep.csv())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vgrout_pl.functional.statistics import mean_sd
+from vgrout_pl.report.cells_csv import from_csv, to_csv
 from vgrout_pl.report.results import Results
 from vgrout_pl.report.run import EVALUATION, METRICS, Run, find_runs
 from vgrout_pl.report.verdict import EMERGED, hack_emerged
@@ -33,7 +34,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs below one folder.
+    """Finished and unfinished runs, by default those below one folder.
 
     Attributes:
         finished: (experiment, seed, evaluation) of every run that has one.
@@ -47,9 +48,13 @@ class Sweep:
     def load(cls, root: str | Path) -> Sweep:
         """Read every run below ``root``; a broken or unfinished one is named, never dropped silently.
 
+        ``root`` may also be a file that :meth:`csv` was written to.
+
         Raises:
-            ValueError: there is no run directory below ``root``.
+            ValueError: there is no run directory below ``root``, or the file is broken.
         """
+        if Path(root).is_file():
+            return cls(from_csv(Path(root)), ())
         finished, unfinished = [], []
         paths = find_runs(root)
         for path in paths:
@@ -64,6 +69,17 @@ class Sweep:
             else:
                 finished.append((run.experiment, run.seed, run.results))
         return cls(finished, unfinished + _absent(paths))
+
+    def joined(self, other: Sweep) -> Sweep:
+        """Return the runs of both; of one that both have, the other's."""
+        theirs = {(experiment, seed) for experiment, seed, _ in other.finished}
+        mine = [run for run in self.finished if run[:2] not in theirs]
+        both = sorted([*mine, *other.finished], key=lambda run: (run[0], -1 if run[1] is None else run[1]))
+        return Sweep(both, [*self.unfinished, *other.unfinished])
+
+    def csv(self) -> str:
+        """Return every cell of every finished run, one line each; :meth:`load` reads it back."""
+        return to_csv(self.finished)
 
     def rows(self, *, by_seed: bool = False) -> list[list[str]]:
         """Return the titles, then one row per experiment (or per run) in order of its name."""

@@ -1,0 +1,138 @@
+"""``python -m vgrout_pl.sweep``: which runs are started, in which order, and what happens to those that fail."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vgrout_pl.report import CellResult, Results
+from vgrout_pl.report.sweep import Sweep
+from vgrout_pl.sweep import Specification, main
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = """
+import os, sys, time
+from pathlib import Path
+arm, seed, root = sys.argv[1:4]
+run = Path(root, arm, f"seed{seed}")
+run.mkdir(parents=True, exist_ok=True)
+with open(Path(root, "order.txt"), "a") as order:
+    order.write(f"{arm}/{seed}/{os.environ.get('CUDA_VISIBLE_DEVICES', '')}\\n")
+if arm == "bad":
+    sys.exit("error: expected something else")
+from vgrout_pl.report import CellResult, Results
+labels = dict(problems="test", markers="training", mode="run_tests", n=10, hack=7, solve=int(seed), format=10)
+cells = [CellResult.from_counts(state=state, **labels) for state in ("as_trained", "deployed")]
+Results(tuple(cells), {"config_hash": "abc"}).save(run / "eval.json")
+(run / "report.md").write_text("done")
+"""
+
+
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    """A sweep of three arms whose runs are a small script."""
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    monkeypatch.setattr(
+        Specification, "command", lambda self, arm, seed, root: [str(script), arm, str(seed), str(root)]
+    )
+    path = tmp_path / "three.yaml"
+    path.write_text("seeds: [0, 1]\narms:\n  none:\n  matched: {after: [none]}\n  absorb: {}\n")
+    return path
+
+
+def order(root):
+    return (root / "order.txt").read_text().split()
+
+
+def test_every_arm_and_seed_runs_once_and_the_table_follows(spec, tmp_path, capsys):
+    root = tmp_path / "runs"
+    assert main([str(spec), "--root", str(root)]) == 0
+    assert order(root) == [f"{arm}/{seed}/" for seed in (0, 1) for arm in ("none", "matched", "absorb")]
+    assert "0.050 +- 0.071" in capsys.readouterr().out  # solve 0 and 1 of 10
+    assert main([str(spec), "--root", str(root)]) == 0
+    assert len(order(root)) == 6
+
+
+def test_an_arm_waits_for_the_one_it_follows_and_devices_are_dealt_out(spec, tmp_path):
+    root = tmp_path / "runs"
+    assert main([str(spec), "--root", str(root), "--gpus", "2,5"]) == 0
+    started = [line.rsplit("/", 1) for line in order(root)]
+    names = [name for name, _ in started]
+    assert sorted(names) == sorted(f"{arm}/{seed}" for seed in (0, 1) for arm in ("none", "matched", "absorb"))
+    assert all(names.index(f"matched/{seed}") > names.index(f"none/{seed}") for seed in (0, 1))
+    assert {device for _, device in started} == {"2", "5"}
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(spec, tmp_path, capsys):
+    spec.write_text("arms:\n  bad:\n  child: {after: [bad]}\n  none:\n")
+    root = tmp_path / "runs"
+    assert main([str(spec), "--root", str(root)]) == 1
+    assert [line.split("/")[0] for line in order(root)] == ["bad", "none"]
+    said = capsys.readouterr().err
+    assert "error: bad/seed0 did not finish: error: expected something else" in said
+    assert "error: child/seed0 did not finish" in said
+
+
+def test_runs_of_a_published_table_are_not_run_again(spec, tmp_path, capsys):
+    first, second, table = tmp_path / "first", tmp_path / "second", tmp_path / "cells.csv"
+    assert main([str(spec), "--root", str(first), "--seeds", "0", "--csv", str(table)]) == 0
+    assert main([str(spec), "--root", str(second), "--known", str(table), "--csv", str(table)]) == 0
+    assert all("/1/" in line for line in order(second))
+    both = Sweep.load(table)
+    assert {(arm, seed) for arm, seed, _ in both.finished} == {
+        (a, s) for a in ("none", "matched", "absorb") for s in (0, 1)
+    }
+    assert both.finished[0][2].provenance["config_hash"] == "abc"
+    cell = both.finished[-1][2].cell(state="deployed", problems="test", markers="training")
+    assert (cell.n, cell.count("hack"), cell.count("solve")) == (10, 7, 1)
+
+
+def test_a_broken_table_is_one_line(tmp_path):
+    table = tmp_path / "cells.csv"
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="expected the columns experiment, seed"):
+        Sweep.load(table)
+    good = CellResult.from_counts(
+        state="base", problems="test", markers="none", mode="gt_only", n=4, hack=0, solve=1, format=4
+    )
+    table.write_text(Sweep([("x", 0, Results([good]))], ()).csv().replace(",4,0,1,4", ",4,9,1,4"))
+    with pytest.raises(ValueError, match=r"cells.csv, line 2: expected 0 <= successes"):
+        Sweep.load(table)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seeds: [0]\n", "arms: expected a mapping; got None"),
+        ("arms: {}\n", "arms: expected at least one; got none"),
+        ("arms: {a: }\nseeds: zero\n", "seeds: expected a list of whole numbers; got 'zero'"),
+        ("arms: {a: {configs: [nowhere.yaml]}}\n", "there is no nowhere.yaml"),
+        ("arms: {a: {config: []}}\n", "arms.a: expected the keys after, configs, set; got 'config'"),
+        ("arms: {a: {after: [b]}, b: }\n", "arms.a.after: expected arms that stand above it; got b"),
+        ("arms: [", "expected the YAML file of a sweep"),
+    ],
+)
+def test_bad_specifications_are_one_line(tmp_path, capsys, text, said):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert main([str(path)]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_the_shipped_sweep_gives_whole_commands(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    hard = "configs/experiment/organism_hard.yaml"
+    given = ["configs/sweep/organism.yaml", "--dry-run", "--arms", "route_a", "random_share", "--seeds", "3"]
+    assert main([*given, "--config", hard, "--root", "out"]) == 0
+    gate, share = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
+    configs = [share[i + 1] for i, word in enumerate(share) if word == "--config"]
+    assert configs == ["configs/demo.yaml", "configs/adapter/gaussian.yaml", hard, "configs/router/random_share.yaml"]
+    assert "--router.init_args.share=null" in share
+    assert "--router.init_args.matched=out/route_a/seed3" in share
+    assert "--seed_everything=3" in gate
+    assert json.loads(next(word for word in gate if word.startswith("--ablation.states=")).split("=")[1]) == [
+        "as_trained",
+        "deployed",
+    ]
