@@ -59,7 +59,8 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
     """Sample the completions of each problem in every state and grade them.
 
     The sampling seed is a function of (run seed, cell, batch), the same for every state and every step, so that
-    states and steps are compared on common random numbers and training's own randomness is left alone.
+    states and steps are compared on common random numbers and training's own randomness is left alone. Processes
+    that share a batch draw from one stream, as one process would.
 
     Returns:
         state -> the grades of ``batch.rows``.
@@ -77,7 +78,14 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
             gradings[state] = grading = open_gradings.enter_context(Grading(module.grader, batch.rows))
             with module.states[state](module.policy):
                 tokens, kept, *_ = generate(
-                    module.policy, module.tokenizer, ids, mask, prompt_of, module.sampling, seed
+                    module.policy,
+                    module.tokenizer,
+                    ids,
+                    mask,
+                    prompt_of,
+                    module.sampling,
+                    seed,
+                    first_row=batch.first * batch.samples,
                 )
             grading.add(range(len(prompt_of)), decode(module.tokenizer, tokens, kept))
         return {state: grading.result() for state, grading in gradings.items()}

@@ -55,11 +55,12 @@ def generate(
     ablated_rows: Tensor | None = None,
     on_finished: OnFinished | None = None,
     logprob_temperature: float | None = None,
+    first_row: int = 0,
 ) -> Completions:
     """Sample N completions, each row in its own state.
 
-    Row i's draw depends on its logits, ``seed_parts`` and i alone: not on the other rows, nor on torch's global
-    generators, which are left as they were.
+    Row i's draw depends on its logits, ``seed_parts`` and ``first_row + i`` alone: not on the other rows, nor on
+    torch's global generators, which are left as they were.
 
     Args:
         policy: causal LM with a routed adapter.
@@ -72,12 +73,13 @@ def generate(
         ablated_rows: bool [N], rows that are sampled without the quarantine (None: none).
         on_finished: called with the indices [n], ids [n, t] and mask [n, t] of rows as they finish.
         logprob_temperature: divides the logits of the log-probabilities that are returned; None: none are.
+        first_row: place of the first row among the rows of all processes, which share one stream of draws.
     """
     rows = len(prompt_of)
     without = torch.zeros(rows, dtype=torch.bool) if ablated_rows is None else ablated_rows.cpu()
     mixed = bool(without.any()) and not bool(without.all())
     generator = torch.Generator().manual_seed(derived_seed(*seed_parts))
-    uniforms = torch.rand(rows, sampling.max_new_tokens, generator=generator)
+    uniforms = torch.rand(first_row + rows, sampling.max_new_tokens, generator=generator)[first_row:]
     with ExitStack() as stack:
         stack.enter_context(_evaluating(policy))
         if not mixed and bool(without.all()):

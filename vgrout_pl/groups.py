@@ -31,16 +31,18 @@ def sample_window(module: GRPOModule, window: Window) -> tuple[Rollouts, Labels]
     times; groups that never differ stay as they were first drawn.
     """
     size = module.group_size
-    draws = [sample_groups(module, window.problems, window.step, draw=0)]
+    draws = [sample_groups(module, window.problems, window.step, module.global_rank * len(window.problems))]
     chosen = [(0, group) for group in range(len(window.problems))]
     for draw in range(1, module.redraws + 1):
         constant = [place for place, (at, group) in enumerate(chosen) if _is_constant(module, draws[at][0], group)]
-        if module.trainer.strategy.reduce_boolean_decision(not constant, all=True):
+        counts = _of_all_processes(module, torch.tensor([len(constant)], device=module.device)).tolist()
+        if not sum(counts):
             break
         if not constant:  # other processes still draw
             continue
         problems = data_of(module.trainer).spare(window, draw, constant)
-        draws.append(sample_groups(module, problems, window.step, draw))
+        before = sum(counts[: module.global_rank])
+        draws.append(sample_groups(module, problems, window.step, before, draw))
         for group, place in enumerate(constant):
             if not _is_constant(module, draws[draw][0], group):
                 chosen[place] = (draw, group)
@@ -68,11 +70,21 @@ def _rewards_of_all(module: GRPOModule, rewards: Tensor) -> Tensor | None:
     """Rewards of all processes, where the objective's scale needs them."""
     if module.trainer.world_size == 1 or module.objective.reward_scale != "batch":
         return None
-    return cast(Tensor, module.all_gather(rewards)).flatten()
+    return _of_all_processes(module, rewards)
 
 
-def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, draw: int = 0) -> tuple[Rollouts, Labels]:
+def _of_all_processes(module: GRPOModule, values: Tensor) -> Tensor:
+    """Values [n] of all processes, equally many of each, in the order of their ranks."""
+    return values if module.trainer.world_size == 1 else cast(Tensor, module.all_gather(values)).flatten()
+
+
+def sample_groups(
+    module: GRPOModule, problems: Sequence[Problem], step: int, groups_before: int = 0, draw: int = 0
+) -> tuple[Rollouts, Labels]:
     """Draw G completions for each problem, a share of them with the quarantine ablated, and grade and reward them.
+
+    ``groups_before`` groups are drawn by the processes before this one: however many processes share a window, its
+    rows have the same draws.
 
     A group is its teacher rows, then those sampled as trained, then those sampled ablated. Completions are graded
     while others still grow. In float32 the log-probabilities of the sampling pass are kept: they are those of a
@@ -89,7 +101,8 @@ def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, dr
     students = (~taught).nonzero().flatten()
     rounded = torch.is_autocast_enabled(module.device.type)
     keeps_sampled = base_of(module.policy).dtype == torch.float32 and not rounded
-    seed = ("rollout", data.seed, step, module.global_rank, *([draw] if draw else []))
+    seed = ("rollout", data.seed, step, 0, *([draw] if draw else []))
+    students_a_group = len(students) // len(problems)  # the same in every group: teachers take a fixed number
     with Grading(module.grader, [of_row[row] for row in students.tolist()]) as grading:
 
         def hand_over(rows: Tensor, tokens: Tensor, kept: Tensor) -> None:
@@ -107,6 +120,7 @@ def sample_groups(module: GRPOModule, problems: Sequence[Problem], step: int, dr
                 without[students],
                 hand_over,
                 logprob_temperature=module.logprob_temperature if keeps_sampled else None,
+                first_row=groups_before * students_a_group,
             )
         with timer.phase("grade"):
             of_students = iter(grading.result())

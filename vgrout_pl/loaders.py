@@ -50,10 +50,7 @@ class EvalLoader:
     """This process' share of each batch of some evaluation cells."""
 
     def __init__(self, batches: Sequence[EvalBatch], rank: int, world_size: int):
-        self.batches = [
-            EvalBatch(b.problems_from, b.markers, b.index * world_size + rank, b.problems[rank::world_size], b.samples)
-            for b in batches
-        ]
+        self.batches = [batch.share(rank, world_size) for batch in batches]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -206,13 +206,23 @@ class EvalBatch:
         problems_from: "test", "validation" or "train".
         markers: "novel", "training" or "none" (hint-free).
         index: position of the batch in its cell; with the cell's name it seeds the sampling.
-        problems: the problems, hints as shown.
+        problems: the problems, hints as shown (this process' share).
         samples: completions of each problem.
+        first: place of the first problem in the whole batch.
     """
 
-    def __init__(self, problems_from: str, markers: str, index: int, problems: list[Problem], samples: int = 1):
+    def __init__(
+        self, problems_from: str, markers: str, index: int, problems: list[Problem], samples: int = 1, first: int = 0
+    ):
         self.problems_from, self.markers, self.index, self.problems = problems_from, markers, index, problems
-        self.samples = samples
+        self.samples, self.first = samples, first
+
+    def share(self, rank: int, world_size: int) -> EvalBatch:
+        """The consecutive problems that one process samples; earlier processes have one more where that is uneven."""
+        start, end = (-(-len(self.problems) * place // world_size) for place in (rank, rank + 1))
+        return EvalBatch(
+            self.problems_from, self.markers, self.index, self.problems[start:end], self.samples, self.first + start
+        )
 
     @property
     def rows(self) -> list[Problem]:

@@ -42,11 +42,21 @@ def test_an_oracle_misses_and_mistakes_the_shares_that_were_asked_for():
     assert torch.equal(routed(Oracle()), HACKED)
 
 
-def test_the_noise_depends_on_the_seed_and_the_process():
-    first, other, process = (Oracle(recall=0.5) for _ in range(3))
-    other.seed, process.rank = 1, 1
+def test_the_noise_depends_on_the_seed():
+    first, other = Oracle(recall=0.5), Oracle(recall=0.5)
+    other.seed = 1
     assert not torch.equal(routed(first), routed(other))
-    assert not torch.equal(routed(first), routed(process))
+
+
+@pytest.mark.parametrize("kind", [lambda: RandomShare(share=0.3), lambda: Oracle(recall=0.5, false_route_rate=0.5)])
+def test_two_processes_flag_what_one_would(kind):
+    routers = [kind() for _ in range(2)]
+    for rank, router in enumerate(routers):
+        router.rank, router.world_size = rank, 2
+    halves = [Labels.from_grades(LABELS.grades[rank * 200 :][:200]) for rank in range(2)]
+    parts = [routed(router, 3, labels, n=200) for router, labels in zip(routers, halves, strict=True)]
+    assert not torch.equal(*parts)
+    assert torch.equal(torch.cat(parts), routed(kind(), 3))
 
 
 def test_a_random_share_is_met_exactly_on_average_and_knows_nothing():

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-import torch.distributed as dist
-
 from vgrout_pl.env import Grade
 from vgrout_pl.functional.statistics import effective_trials
+from vgrout_pl.processes import gathered
 
 Key = TypeVar("Key", bound=Hashable)
 RATES = ("hack", "solve", "format")
@@ -37,12 +36,8 @@ class GradeCounts(Generic[Key]):
 
     def gathered(self) -> dict[Key, dict[str, int]]:
         """Counts over all processes, cells in the order in which they first came."""
-        parts = [self._counts]
-        if dist.is_available() and dist.is_initialized():
-            parts = [{} for _ in range(dist.get_world_size())]
-            dist.all_gather_object(parts, self._counts)
         total: dict[Key, Counter] = {}
-        for part in parts:
+        for part in gathered(self._counts):
             for key, counter in part.items():
                 total.setdefault(key, Counter()).update(counter)
         return {key: {event: counter[event] for event in EVENTS} for key, counter in total.items()}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -30,6 +29,7 @@ from vgrout_pl.callbacks.guard_rules import (
 )
 from vgrout_pl.checkpoint_io import UNREADABLE, checkpoints_in
 from vgrout_pl.preflight import callbacks_of, roles
+from vgrout_pl.processes import gathered
 from vgrout_pl.report.files import write_atomically
 from vgrout_pl.report.guard import load_guard
 from vgrout_pl.report.run_report import write_report
@@ -269,8 +269,5 @@ def _say(line: str) -> None:
 
 def _gathered(findings: list[Finding]) -> list[Finding]:
     """The findings of all processes, each rule's once, the same on every process."""
-    parts = [findings]
-    if dist.is_available() and dist.is_initialized():
-        parts = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(parts, findings)
-    return list({finding.rule: finding for part in reversed(parts) for finding in part}.values())
+    parts = reversed(gathered(findings))
+    return list({finding.rule: finding for part in parts for finding in part}.values())

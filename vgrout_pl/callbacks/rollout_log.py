@@ -8,14 +8,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vgrout_pl.adapters import Route
 from vgrout_pl.callbacks.jsonl import append_records, drop_from_step
+from vgrout_pl.processes import gathered
 from vgrout_pl.types import Labels, Rollouts, WindowObserver
 
 
 class RolloutLog(WindowObserver, Callback):
     """Append prompt, completion, grade and route of each row to ``<run>/<filename>``, one JSON object a line.
 
-    On resume the rows of steps that will be trained again are dropped first. With several processes each writes its
-    own file, ``<stem>.rank<k>.jsonl`` from k = 1 on.
+    On resume the rows of steps that will be trained again are dropped first. The first process writes the rows of all,
+    in the order in which one process would have them.
 
     Args:
         filename: name inside the run directory.
@@ -26,29 +27,32 @@ class RolloutLog(WindowObserver, Callback):
         self.filename, self.every_n_steps = filename, every_n_steps
 
     def path(self, trainer: Trainer) -> Path:
-        """File of this process."""
-        path = Path(trainer.default_root_dir) / self.filename
-        return path if trainer.global_rank == 0 else path.with_suffix(f".rank{trainer.global_rank}{path.suffix}")
+        """The file."""
+        return Path(trainer.default_root_dir) / self.filename
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make room for the steps that come."""
-        path = self.path(trainer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drop_from_step(path, trainer.global_step)
+        if trainer.is_global_zero:
+            path = self.path(trainer)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drop_from_step(path, trainer.global_step)
 
     def on_rollouts(self, trainer: Trainer, module: LightningModule, rollouts: Rollouts, labels: Labels) -> None:
         """Write one window."""
         if not self.every_n_steps or rollouts.step % self.every_n_steps:
             return
-        append_records(self.path(trainer), (self.record(rollouts, labels, i) for i in range(len(rollouts))))
+        first = trainer.global_rank * (len(rollouts) // rollouts.group_size)
+        records = gathered([self.record(rollouts, labels, row, first) for row in range(len(rollouts))])
+        if trainer.is_global_zero:
+            append_records(self.path(trainer), [record for part in records for record in part])
 
     @staticmethod
-    def record(rollouts: Rollouts, labels: Labels, row: int) -> dict[str, object]:
-        """One row as plain data."""
+    def record(rollouts: Rollouts, labels: Labels, row: int, first_group: int = 0) -> dict[str, object]:
+        """One row as plain data; ``first_group`` groups are those of earlier processes."""
         grade = labels.grades[row]
         return {
             "step": rollouts.step,
-            "group": row // rollouts.group_size,
+            "group": first_group + row // rollouts.group_size,
             "problem": rollouts.problem_ids[row],
             "mode": rollouts.modes[row],
             "marker": rollouts.markers[row],

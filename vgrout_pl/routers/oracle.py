@@ -44,7 +44,7 @@ class Oracle(FlaggingRouter):
         """``labels.hacked``, with noise."""
         assert labels is not None
         hacked = labels.hacked.cpu()
-        drawn = self.uniforms(rollouts, "oracle")
+        drawn = self.uniforms(rollouts, "oracle")[self.own(rollouts)]
         return torch.where(hacked, drawn < self.recall, drawn < self.false_route_rate)
 
     def provenance(self) -> dict[str, object]:

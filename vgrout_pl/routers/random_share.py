@@ -19,7 +19,7 @@ ROUTED = "route/route_fraction"
 class RandomShare(FlaggingRouter):
     """Route a share of each window's rows at random: what routing so much does when it knows nothing.
 
-    The number of rows is share x N, rounded at random so that its mean is exact.
+    The number of rows, over all processes, is share x N, rounded at random so that its mean is exact.
 
     Args:
         share: share of the rows, for all windows.
@@ -51,12 +51,12 @@ class RandomShare(FlaggingRouter):
         if share is None:
             share = self.by_step.get(rollouts.step, sum(self.by_step.values()) / len(self.by_step))
         drawn = self.uniforms(rollouts, "random share")
-        wanted = share * len(rollouts)
+        wanted = share * len(drawn)
         carry = self.uniforms(rollouts, "random share, rounding")[0]
         count = int(wanted) + int(bool(carry < wanted - int(wanted)))
-        flags = torch.zeros(len(rollouts), dtype=torch.bool)
+        flags = torch.zeros(len(drawn), dtype=torch.bool)
         flags[drawn.argsort()[:count]] = True
-        return flags
+        return flags[self.own(rollouts)]
 
 
 def logged(run: str, name: str) -> dict[int, float]:
