@@ -15,6 +15,7 @@ from vgrout_pl.env import Grade
 from vgrout_pl.generation import generate
 from vgrout_pl.preflight import callbacks_of, data_of, roles
 from vgrout_pl.rollout import Grading, decode, encode_prompts
+from vgrout_pl.sharding import unsharded
 from vgrout_pl.types import EvalBatch
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
         state -> the grades of ``batch.rows``.
     """
     if not batch.problems:
+        for state in states:  # the other processes hold the whole policy together with this one
+            with module.states[state](module.policy), unsharded(module.policy):
+                pass
         return {}
     data = data_of(module.trainer)
     _, ids, mask = encode_prompts(module.tokenizer, batch.problems, data.max_prompt_tokens)
@@ -76,7 +80,7 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
         gradings: dict[str, Grading] = {}
         for state in states:
             gradings[state] = grading = open_gradings.enter_context(Grading(module.grader, batch.rows))
-            with module.states[state](module.policy):
+            with module.states[state](module.policy), unsharded(module.policy):
                 tokens, kept, *_ = generate(
                     module.policy,
                     module.tokenizer,

@@ -28,8 +28,10 @@ from vgrout_pl.objective import Objective, grpo_loss, loss_statistics
 from vgrout_pl.optim import Optimization, build_optimizer
 from vgrout_pl.policy import Dtype, check_head, checkpoint_activations, load_base, load_tokenizer
 from vgrout_pl.preflight import callbacks_of, preflight, roles
+from vgrout_pl.processes import agree
 from vgrout_pl.rewards import RewardSum
 from vgrout_pl.sampling import Sampling
+from vgrout_pl.sharding import ShardedStrategy, is_sharded, shard, unsharded
 from vgrout_pl.teachers import Teacher
 from vgrout_pl.timing import PhaseTimer
 from vgrout_pl.types import EvalBatch, Labels, Rollouts, Window, WindowObserver
@@ -140,6 +142,10 @@ class GRPOModule(L.LightningModule):
         self.policy.eval()
         if self.gradient_checkpointing:
             checkpoint_activations(self.policy)
+        if self.trainer.world_size > 1:
+            agree(self.policy, self.trainer.strategy.root_device)
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            shard(self.policy, self.trainer.strategy.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW toward init, warm-up and cosine over the whole run."""
@@ -195,7 +201,7 @@ class GRPOModule(L.LightningModule):
                 self.timer.clear()
                 self._step_started = time.perf_counter()
             if batch.micro == 0 and batch.update == 0:
-                with self.trainer.precision_plugin.forward_context():
+                with self.trainer.precision_plugin.forward_context(), unsharded(self.policy):
                     self._window = collect(self, batch)
                 rollouts, labels = self._window.rollouts, self._window.labels
                 self.metrics.update_all(window_statistics(rollouts, labels))
@@ -239,6 +245,9 @@ class GRPOModule(L.LightningModule):
 
     def _no_gradient(self) -> Tensor:
         """A loss of 0 whose gradient is 0 for every parameter, so that all processes take the same path."""
+        if is_sharded(self.policy):
+            row = trimmed(self._window.rollouts.rows(torch.zeros(1, dtype=torch.long, device=self.device)))
+            return score_rows(self, row, training_states(self, row))[0].sum() * 0.0
         return torch.stack([p.sum() for p in self.policy.parameters() if p.requires_grad]).sum() * 0.0
 
     def on_after_backward(self) -> None:

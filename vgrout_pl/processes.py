@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import nn
+
+from vgrout_pl.adapters import adapter_state
 
 T = TypeVar("T")
 
@@ -16,3 +20,15 @@ def gathered(value: T) -> list[T]:
     parts: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, value)
     return parts  # type: ignore[return-value]  # filled now
+
+
+@torch.no_grad()
+def agree(policy: nn.Module, device: torch.device) -> None:
+    """Give every process the first one's adapter: inits computed apart may differ in their last bits.
+
+    Collective; tensors travel by way of ``device``, the one that the processes' group works on.
+    """
+    for tensor in adapter_state(policy).values():
+        there = tensor.to(device)
+        dist.broadcast(there, src=0)
+        tensor.copy_(there)

@@ -53,6 +53,7 @@ def score_completions(
     entropy_gradient: bool = False,
     share_prompts: bool = True,
     watch: Watch | None = None,
+    equal_passes: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of completion tokens.
 
@@ -74,6 +75,7 @@ def score_completions(
         share_prompts: False: never share.
         watch: context around each pass over completions, given the rows [n] it covers and the mask [n, s] of those
             positions of its input that are completion tokens; the pass then sees every completion token.
+        equal_passes: make as many passes whatever the lengths, since other processes take part in each of them.
 
     Returns:
         [N, T] log-probabilities (float32 nats) and [N, T] entropies (nats); 0 where the mask does not hold.
@@ -83,14 +85,15 @@ def score_completions(
     else:
         prompts = _Prompts(policy, prompt_ids, prompt_mask, prompt_of, states)
     parts, order = [], []
-    for index in length_buckets(completion_mask.sum(1), PASS_TOKENS):
+    lengths = completion_mask.sum(1)
+    for index in [lengths.argsort(stable=True)] if equal_passes else length_buckets(lengths, PASS_TOKENS):
         longest = max(1, int(completion_mask[index].sum(1).max()))
         ids, mask = completion_ids[index, :longest], completion_mask[index, :longest]
         with states.enter(index):
             if prompts is None:
                 hidden = _whole_rows(policy, prompt_ids[index], prompt_mask[index], ids, mask, index, watch)
             else:
-                hidden = prompts.continued(index, ids, mask, watch)
+                hidden = prompts.continued(index, ids, mask, watch, equal_passes)
         scores = completion_logprobs(hidden, ids, head_of(base_of(policy)), temperature, chunk_tokens, entropy_gradient)
         pad = (0, completion_ids.shape[1] - longest)
         parts.append([torch.nn.functional.pad(torch.where(mask, score, 0.0), pad) for score in scores])
@@ -123,10 +126,13 @@ class _Prompts:
                 use_cache=False,
             ).last_hidden_state[:, -1:]
 
-    def continued(self, index: Tensor, ids: Tensor, mask: Tensor, watch: Watch | None) -> Tensor:
-        """Hidden states [n, t, d] that predict the tokens ``ids`` [n, t] of the rows at ``index``."""
+    def continued(self, index: Tensor, ids: Tensor, mask: Tensor, watch: Watch | None, always: bool) -> Tensor:
+        """Hidden states [n, t, d] that predict the tokens ``ids`` [n, t] of the rows at ``index``.
+
+        ``always`` makes a pass where single tokens need none.
+        """
         pair, length = self._pair_of[index], ids.shape[1]
-        fed = length if watch is not None else length - 1
+        fed = length if watch is not None or always else length - 1
         if not fed:
             return self._last[pair]
         whole = torch.cat([self._mask[pair], mask[:, :fed].long()], 1)

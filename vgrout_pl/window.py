@@ -23,6 +23,7 @@ from vgrout_pl.objective import (
 from vgrout_pl.preflight import roles
 from vgrout_pl.routers.diagnostics import routing_statistics
 from vgrout_pl.scoring import RowStates, Watch, score_completions
+from vgrout_pl.sharding import is_sharded
 from vgrout_pl.types import Labels, Rollouts, Window
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def score_rows(
         entropy_gradient=torch.is_grad_enabled() and module.objective.entropy_bonus > 0,
         share_prompts=module.share_prompts and share_prompts,
         watch=watch,
+        equal_passes=torch.is_grad_enabled() and is_sharded(module.policy),
     )
 
 

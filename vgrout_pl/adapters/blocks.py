@@ -67,7 +67,7 @@ def trained_tensors(model: nn.Module) -> Iterator[TrainedTensor]:
 def decay_toward_init(model: nn.Module, rate: float) -> None:
     """Decay every trained tensor in place, p -= rate * (p - p0); ``rate`` is learning rate times weight decay."""
     for tensor in trained_tensors(model):
-        tensor.parameter.lerp_(_placed_as(tensor.init, tensor.parameter), rate)
+        tensor.parameter.lerp_(placed_as(tensor.init, tensor.parameter), rate)
 
 
 def install_decay_toward_init(optimizer: torch.optim.Optimizer, model: nn.Module, weight_decay: float) -> Any:
@@ -87,12 +87,12 @@ def install_decay_toward_init(optimizer: torch.optim.Optimizer, model: nn.Module
             rate = float(group["lr"]) * weight_decay
             for parameter in group["params"]:
                 if rate and id(parameter) in inits:
-                    parameter.lerp_(_placed_as(inits[id(parameter)], parameter), rate)
+                    parameter.lerp_(placed_as(inits[id(parameter)], parameter), rate)
 
     return optimizer.register_step_post_hook(decay)
 
 
-def _placed_as(init: Tensor, parameter: Tensor) -> Tensor:
+def placed_as(init: Tensor, parameter: Tensor) -> Tensor:
     """``init`` placed as a sharded ``parameter`` is; itself where the parameter is a plain tensor."""
     if not hasattr(parameter, "device_mesh"):
         return init

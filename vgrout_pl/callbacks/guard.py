@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vgrout_pl.adapters import block_gradient_norms
+from vgrout_pl.adapters.layer import whole_tensor
 from vgrout_pl.callbacks.guard_rules import (
     DeadGroups,
     Finding,
@@ -257,7 +258,7 @@ def nonfinite_gradient(module: GRPOModule) -> list[str]:
     if all(map(math.isfinite, block_gradient_norms(module.policy).values())):
         return []
     gradients = ((name, p.grad) for name, p in module.policy.named_parameters() if p.grad is not None)
-    names = [name for name, gradient in gradients if not bool(gradient.isfinite().all())]
+    names = [name for name, gradient in gradients if not bool(whole_tensor(gradient).isfinite().all())]
     more = f" and of {len(names) - 1} more tensors" if len(names) > 1 else ""
     return [f"the gradient of {names[0]}{more} is not finite" if names else "the gradient's norm is not finite"]
 
