@@ -37,6 +37,7 @@ from vgrout_pl.console import condensed, fail, quiet
 from vgrout_pl.datamodule import ProblemDataModule
 from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.module import GRPOModule
+from vgrout_pl.plan.trainer import PlanningTrainer
 from vgrout_pl.policy import is_adapter_directory
 from vgrout_pl.report.files import write_atomically
 from vgrout_pl.resume import changes_since, described, note_changes, refuse_changed
@@ -81,6 +82,8 @@ DESCRIPTIONS = {
     "test": "Repeat the final evaluation of a checkpoint, which rewrites eval.json and the report of its run: give the "
     "run's config.yaml and --ckpt_path last. Or evaluate an exported adapter by itself: --model.path DIR without "
     "--ckpt_path, which writes to DIR/evaluation.",
+    "plan": "Say what a step of a configuration takes before it runs, without weights: parameters, memory by part, "
+    "tokens, FLOPs, and the time on a GPU (--gpu) or on this machine (--measure).",
 }
 
 
@@ -97,8 +100,9 @@ class RunCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's subcommands without ``predict``, which has no meaning here."""
-        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+        """Lightning's subcommands without ``predict``, which has no meaning here, and ``plan``."""
+        own = {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+        return {**own, "plan": {"model", "datamodule"}}
 
     def _parse_ckpt_path(self) -> None:
         """Take no configuration from a checkpoint: what runs is what the files and keys say."""
@@ -153,7 +157,7 @@ class RunCLI(LightningCLI):
         """Whether an exported adapter alone is evaluated, without a checkpoint."""
         config = self.config[self.subcommand]
         return (
-            self.subcommand != "fit"
+            self.subcommand in ("validate", "test")
             and config["ckpt_path"] is None
             and is_adapter_directory(str(config["model"]["path"]))
         )
@@ -163,6 +167,9 @@ class RunCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config["torch_threads"] is not None:
             torch.set_num_threads(config["torch_threads"])
+        self.checkpoint: Path | None = None
+        if self.subcommand == "plan":
+            return
         if self.subcommand == "fit":
             refuse_taken(self.run_dir, config["ckpt_path"], config["overwrite"])
         self._find_checkpoint()
@@ -197,6 +204,8 @@ class RunCLI(LightningCLI):
         run_dir = str(self.run_dir)
         if self.subcommand == "fit":
             loggers = [RunCSVLogger(run_dir), *loggers]
+        if self.subcommand == "plan":  # a plan needs none of the devices it is made for
+            config.accelerator, config.devices, config.num_nodes, config.strategy = "cpu", 1, 1, "auto"
         return super().instantiate_trainer(default_root_dir=run_dir, logger=loggers or False, **kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -249,6 +258,7 @@ def main(args: Sequence[str] | None = None) -> None:
         RunCLI(
             GRPOModule,
             ProblemDataModule,
+            trainer_class=PlanningTrainer,
             args=list(args) if args is not None else None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
