@@ -61,6 +61,7 @@ def quiet() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*does not have many workers.*",
         r"`broadcast_buffers` is deprecated.*",
+        r"torch.distributed.nn.functional.all_gather is deprecated.*",
         r"It is recommended to use `self.log\('val/.*sync_dist=True.*",  # they are rates over all processes already
     ):
         warnings.filterwarnings("ignore", message=message)
