@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vgrout_pl.adapters.state import BLOCKS, DEPLOYED
 from vgrout_pl.directions.features import ActivationReader
 from vgrout_pl.directions.pair_sources import PairSource, SelfGeneratedPairs, SignFlipped
 from vgrout_pl.plan.passes import Passes
@@ -102,7 +103,7 @@ def window_cost(module: GRPOModule, router: Router, adapter: RoutedLoraConfig, w
         phases["forward"] += forward * (times * work.updates)
         phases["backward"] += backward * (times * work.updates)
     parameters = _parameters(passes)
-    phases["optimizer"] = Cost({_optimizer(parameters.trained): float(work.updates)})
+    phases["optimizer"] = _optimizer(passes, parameters) * work.updates
     prompts = sum(times * len(batch.prompts) for batch, times in work.dealt(work.routes).items())
     mixed = bool(work.ablated.any()) and not bool(work.ablated.all())
     tokens = {
@@ -156,9 +157,14 @@ def _parameters(passes: Passes) -> Parameters:
     return Parameters(total - trained, trained, frozen, len(passes.layers))
 
 
-def _optimizer(trained: int) -> Operation:
-    """AdamW reads parameter, gradient and two moments and writes three of them; clipping and decay read and write."""
-    return Operation(0, 4 * trained * (7 + 3 + 3), None)
+def _optimizer(passes: Passes, parameters: Parameters) -> Cost:
+    """AdamW reads and writes parameter and moments; clipping, decay and the norms of gradients and updates follow."""
+    cost = Cost({Operation(0, 4 * parameters.trained * (7 + 3 + 3), None): 1.0})
+    for layer in passes.layers:
+        rank, sides = layer.stack_copies * layer.r[DEPLOYED], sum(layer.base_weight.shape)
+        gram = Operation(2 * rank * rank * sides, 8 * (rank * sides + rank * rank), torch.float64)
+        cost += Cost({gram: float(len(BLOCKS))})
+    return cost
 
 
 def _memory(passes: Passes, router: Router, parameters: Parameters) -> Memory:

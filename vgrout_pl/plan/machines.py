@@ -60,6 +60,8 @@ class Machine:
         return max(busy, launching) if self.overlaps else busy + launching
 
     def _peak(self, dtype: torch.dtype | None) -> float:
+        if dtype == torch.float64:
+            return self.float32 / 2
         return self.bfloat16 if dtype in (torch.bfloat16, torch.float16) else self.float32
 
     def assumptions(self) -> str:
@@ -107,8 +109,13 @@ def measured(rows: int = 8) -> Machine:
     Args:
         rows: that decoding multiplies by each weight at a time.
     """
-    x, weight = torch.randn(512, 512), torch.randn(1536, 512)
-    rate = 2.0 * 512 * 512 * 1536 / _seconds(lambda: torch.nn.functional.linear(x, weight), 100)
+    x, wide, narrow = torch.randn(1024, 512), torch.randn(1536, 512), torch.randn(128, 512)
+
+    def products() -> None:
+        torch.nn.functional.linear(x, wide)
+        torch.nn.functional.linear(x, narrow)
+
+    rate = 2.0 * 1024 * 512 * (1536 + 128) / _seconds(products, 40)
     weights = [torch.randn(1536, 512) for _ in range(40)]
     skinny = torch.randn(rows, 512)
     moved = sum(w.nbytes for w in weights)
@@ -118,6 +125,11 @@ def measured(rows: int = 8) -> Machine:
             torch.nn.functional.linear(skinny, w)
 
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+
+    def others() -> None:
+        torch.nn.functional.silu(a) * b
+        a.log_softmax(-1)
+
     return Machine(
         name=f"this machine's CPU, {torch.get_num_threads()} threads",
         bfloat16=rate,
@@ -126,7 +138,7 @@ def measured(rows: int = 8) -> Machine:
         memory=None,
         product_share=1.0,
         bandwidth_share=1.0,
-        other_bandwidth=3 * a.nbytes / _seconds(lambda: a * b, 100),
+        other_bandwidth=7 * a.nbytes / _seconds(others, 40),
         call_seconds=_call_seconds(),
         overlaps=False,
     )

@@ -143,6 +143,6 @@ def _notes(plan: Plan) -> list[str]:
         f"final evaluation {final / 60:.1f} min of sampling, on {plan.devices} x {machine.name}",
         "floor       FLOPs of the products at the peak, or their bytes at full bandwidth, whichever takes longer",
         f"estimate    {machine.assumptions()}",
-        "not counted grading, logging, synchronisation between devices, reading weights; every completion is taken to be "
-        "full, every group to have reward differences",
+        "not counted grading, logging, synchronisation between devices, reading weights; completions are taken to be "
+        "full, groups to have reward differences",
     ]
