@@ -12,7 +12,6 @@ from peft import PeftModel
 
 from vgrout_pl.adapters import ablated, quarantine_only, reference_policy
 from vgrout_pl.env import Grade
-from vgrout_pl.generation import generate
 from vgrout_pl.preflight import callbacks_of, data_of, roles
 from vgrout_pl.rollout import Grading, decode, encode_prompts
 from vgrout_pl.sharding import unsharded
@@ -69,7 +68,7 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
     if not batch.problems:
         for state in states:  # the other processes hold the whole policy together with this one
             with module.states[state](module.policy), unsharded(module.policy):
-                pass
+                module.engine.publish(module.policy)
         return {}
     data = data_of(module.trainer)
     _, ids, mask = encode_prompts(module.tokenizer, batch.problems, data.max_prompt_tokens)
@@ -81,7 +80,8 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
         for state in states:
             gradings[state] = grading = open_gradings.enter_context(Grading(module.grader, batch.rows))
             with module.states[state](module.policy), unsharded(module.policy):
-                tokens, kept, *_ = generate(
+                module.engine.publish(module.policy)
+                tokens, kept, *_ = module.engine.generate(
                     module.policy,
                     module.tokenizer,
                     ids,

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vgrout_pl.env import Grade, Problem
 from vgrout_pl.functional import constant_groups
-from vgrout_pl.generation import generate
 from vgrout_pl.objective import compared_states, window_advantages
 from vgrout_pl.policy import base_of
 from vgrout_pl.preflight import data_of, roles
@@ -31,6 +30,7 @@ def sample_window(module: GRPOModule, window: Window) -> tuple[Rollouts, Labels]
     times; groups that never differ stay as they were first drawn.
     """
     size = module.group_size
+    module.engine.publish(module.policy, also_ablated=bool(ablated_rows(module, 1).any()))
     draws = [sample_groups(module, window.problems, window.step, module.global_rank * len(window.problems))]
     chosen = [(0, group) for group in range(len(window.problems))]
     for draw in range(1, module.redraws + 1):
@@ -109,7 +109,7 @@ def sample_groups(
             grading.add(rows.tolist(), decode(module.tokenizer, tokens, kept))
 
         with timer.phase("generate"):
-            sampled = generate(
+            sampled = module.engine.generate(
                 module.policy,
                 module.tokenizer,
                 ids,

@@ -85,11 +85,14 @@ class WeightedMean(Metric):
 class WindowMetrics(nn.Module):
     """Weighted means (and a few sums) of one optimizer step under their public names."""
 
-    def __init__(self, reward_functions: Sequence[str] = ()) -> None:
-        """Make the metrics; with reward functions beside the environment's, each one's mean has a name too."""
+    def __init__(self, reward_functions: Sequence[str] = (), engine: Sequence[str] = ()) -> None:
+        """Make the metrics; with reward functions beside the environment's, each one's mean has a name too.
+
+        So has each mean that the rollout ``engine`` gives.
+        """
         super().__init__()
         parts = [f"rewards/{name}" for name in (ENVIRONMENT, *reward_functions) if reward_functions]
-        means: dict[str, nn.Module] = {name: WeightedMean() for name in (*_MEANS, *parts)}
+        means: dict[str, nn.Module] = {name: WeightedMean() for name in (*_MEANS, *parts, *engine)}
         self._all = nn.ModuleDict(means | {name: SumMetric(nan_strategy="disable") for name in _SUMS})
 
     def update(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:

@@ -20,6 +20,7 @@ from vgrout_pl.adapters import (
     is_adapter_key,
     quarantine_share,
 )
+from vgrout_pl.engines import InProcessEngine, RolloutEngine
 from vgrout_pl.env import Grade, Grader
 from vgrout_pl.evaluation import STATES, chosen_states, evaluate
 from vgrout_pl.logger import RunCSVLogger
@@ -61,6 +62,7 @@ class GRPOModule(L.LightningModule):
             at the window's start.
         redraws: how often groups without reward differences give way to groups of other problems (dynamic sampling).
         sampling: how completions are drawn.
+        engine: where they are drawn; None: in this process, from the weights that are trained.
         rewards: reward functions beside the environment's, and weights.
         teacher: cached completions that take rows of each group in the first steps.
         objective: the GRPO objective.
@@ -85,6 +87,7 @@ class GRPOModule(L.LightningModule):
         updates_per_window: int = 1,
         redraws: int = 0,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        engine: RolloutEngine | None = None,
         rewards: RewardSum = RewardSum(),  # noqa: B008 - frozen
         teacher: Teacher = Teacher(),  # noqa: B008 - frozen
         objective: Objective = Objective(),  # noqa: B008 - frozen
@@ -114,7 +117,8 @@ class GRPOModule(L.LightningModule):
         self.updates_per_window, self.share_prompts = updates_per_window, share_prompts
         self.logprobs_at_temperature = logprobs_at_temperature
         self.timer = PhaseTimer()
-        self.metrics = WindowMetrics(rewards.names)
+        self.engine: RolloutEngine = InProcessEngine() if engine is None else engine
+        self.metrics = WindowMetrics(rewards.names, self.engine.metrics)
         self.states = dict(STATES)
         self.strict_loading = False
         self._grader: Grader | None = None
@@ -166,7 +170,8 @@ class GRPOModule(L.LightningModule):
         return self._grader
 
     def teardown(self, stage: str) -> None:
-        """Stop the grader's processes."""
+        """Stop the grader's processes and the engine's work."""
+        self.engine.close()
         if self._grader is not None:
             self._grader.close()
             self._grader = None
@@ -205,6 +210,7 @@ class GRPOModule(L.LightningModule):
                     self._window = collect(self, batch)
                 rollouts, labels = self._window.rollouts, self._window.labels
                 self.metrics.update_all(window_statistics(rollouts, labels))
+                self.metrics.update_all(self.engine.statistics())
                 self._announce(rollouts, labels)
             self._window.begin_update(batch.update)
             self.timer.enter("forward")

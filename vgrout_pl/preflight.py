@@ -78,8 +78,9 @@ def preflight(trainer: Trainer, module: GRPOModule) -> None:
             "sampling is for validate and test"
         )
     load_config(module.path)
-    _check_context(module)
+    tokens = _check_context(module)
     adapter.check(shape_of_base(module.path), trainer.ckpt_path)
+    module.engine.check(module.path, adapter.config, tokens)
 
 
 def _check_trainer(trainer: Trainer) -> None:
@@ -140,7 +141,8 @@ def _check_teacher(module: GRPOModule, router: Router) -> None:
         module.teacher.check(data_of(module.trainer).showings())
 
 
-def _check_context(module: GRPOModule) -> None:
+def _check_context(module: GRPOModule) -> int:
+    """Return the length (tokens) of the longest row that a run can have."""
     limit = context_length(module.path)
     longest = data_of(module.trainer).longest_prompt(module.path)
     wanted = longest + module.sampling.max_new_tokens
@@ -149,3 +151,4 @@ def _check_context(module: GRPOModule) -> None:
             f"model.sampling.max_new_tokens: expected prompt + new tokens within the model's context of {limit}; got "
             f"{longest} + {module.sampling.max_new_tokens} = {wanted}; shorten one of them"
         )
+    return wanted

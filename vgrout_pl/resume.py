@@ -24,6 +24,7 @@ RESOURCES = (
     "model.gradient_checkpointing",
     "model.score_chunk_tokens",
     "model.share_prompts",
+    *(f"model.engine.init_args.{name}" for name in ("base_url", "lora_dir", "concurrency", "timeout_s", "retries")),
     "adapter.cache_dir",
     "adapter.calibration_batch_size",
 )
