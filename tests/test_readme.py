@@ -6,11 +6,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 import vgrout_pl
+from vgrout_pl.adapters import Route
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,7 +62,7 @@ def test_ci_ends_with_the_same_test_command_and_stops_at_the_first_failure():
 
 def test_every_python_block_runs(tmp_path):
     found = blocks("python")
-    assert len(found) == 4
+    assert len(found) == 5
     script = "\n".join(f"exec(compile({block!r}, 'README block {i}', 'exec'), {{}})" for i, block in enumerate(found))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -69,6 +71,32 @@ def test_every_python_block_runs(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-2:] == ["3.5 True False", "3.5 False True"]
     assert (tmp_path / "deployed" / "adapter_config.json").is_file()
+
+
+def test_the_routers_of_the_readme_route():
+    long, some = (defined(name) for name in ("RouteLong", "RouteSome"))
+    rows = Rows(completions=["x" * 500, "return 0", *["x"] * 198], step=3)
+    routes = long(limit=400).route(rows, None)
+    assert [Route(int(route)) for route in routes[:3]] == [Route.ROUTE, Route.KEEP, Route.KEEP]
+    routes = some(rest="absorb").route(rows, None)
+    assert routes[1] == Route.ROUTE
+    assert 5 <= int((routes == Route.ROUTE).sum()) <= 40
+    assert set(routes.tolist()) == {Route.ROUTE, Route.ABSORB}
+
+
+class Rows(SimpleNamespace):
+    """As much of a window's rollouts as these routers look at."""
+
+    def __len__(self):
+        return len(self.completions)
+
+
+def defined(name):
+    """Return the class of this name that a block of the README defines."""
+    (block,) = [block for block in blocks("python") if f"class {name}" in block]
+    names = {}
+    exec(compile(block, name, "exec"), names)
+    return names[name]
 
 
 @pytest.mark.parametrize("path", tree_paths())

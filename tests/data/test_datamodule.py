@@ -121,3 +121,18 @@ def test_a_problem_in_both_files_is_refused(tmp_path):
     held = write(tmp_path / "test.jsonl", [row(i) for i in range(3, 9)])
     with pytest.raises(ValueError, match=r"data\.eval_problems: expected problems that are not trained on"):
         module(problems=train, eval_problems=held, validation_size=1, prompts_per_step=2)
+
+
+def test_fresh_test_problems_are_new_texts_and_a_function_of_their_seed(tmp_path):
+    usual, fresh, again, other = (module(test_seed=seed) for seed in (None, 1, 1, 2))
+
+    def texts(data, split):
+        return {p.messages[-1]["content"] for p in data.splits[split]}
+
+    assert texts(fresh, "test") == texts(again, "test") != texts(other, "test")
+    for split in ("train", "validation", "test"):
+        assert not texts(fresh, "test") & texts(usual, split)
+    assert texts(fresh, "train") == texts(usual, "train")
+    assert len(fresh.splits["test"]) == len(usual.splits["test"])
+    with pytest.raises(ValueError, match="data.test_seed: expected null beside files"):
+        ProblemDataModule(problems="train.jsonl", eval_problems="test.jsonl", test_seed=1)

@@ -8,7 +8,8 @@ import pytest
 
 from vgrout_pl.report import CellResult, Results
 from vgrout_pl.report.sweep import Sweep
-from vgrout_pl.sweep import Specification, main
+from vgrout_pl.sweep.__main__ import main
+from vgrout_pl.sweep.specification import Specification
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
