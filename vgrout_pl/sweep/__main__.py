@@ -20,7 +20,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 if every run of the sweep is finished."""
     parser = argparse.ArgumentParser(
         prog="python -m vgrout_pl.sweep",
-        description="Run the arms x seeds of a file that are not finished, each in a process of its own; print the table."
+        description="Run the arms x seeds of a file that are not finished, each in its own process; print the table."
         f"\nCalled again, it goes on where it was stopped.\n\n{specification.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
