@@ -188,7 +188,7 @@ class RunCLI(LightningCLI):
         present = self._parser(self.subcommand).dump(config, skip_none=False)
         changed = changes_since(self.checkpoint, self.run_dir, present)
         refuse_changed(changed, config["allow_changed"])
-        for line in described(changed):
+        for line in described(changed) if not getattr(rank_zero_only, "rank", 0) else ():
             print(f"resumed with {line}", flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
