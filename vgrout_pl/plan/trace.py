@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -106,6 +107,7 @@ class Tally(TorchDispatchMode):
         out = func(*args, **kwargs)
         inputs = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
+        self._known.update(tensor.untyped_storage() for tensor in inputs)
         self._allocate(outputs)
         operation = _operation(func, args, kwargs, inputs, outputs, out)
         if operation is not None:
@@ -128,13 +130,19 @@ class Tally(TorchDispatchMode):
 def _operation(func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor], out: Any) -> Any:
     packet = func._overloadpacket
     if packet in flop_registry:
-        moved = sum(tensor.nbytes for tensor in (*inputs, *outputs))
+        moved = sum(map(_size, (*inputs, *outputs)))
         return Operation(flop_registry[packet](*args, **kwargs, out_val=out), moved, outputs[0].dtype)
     if packet in _MOVES_NOTHING or not outputs or _is_view(func, inputs, outputs):
         return None
-    written = sum(tensor.nbytes for tensor in outputs)
-    read = written if packet in _READS_ROWS else sum(tensor.nbytes for tensor in inputs)
+    written = sum(map(_size, outputs))
+    read = written if packet in _READS_ROWS else sum(map(_size, inputs))
     return Operation(0, written + read, None)
+
+
+def _size(tensor: Tensor) -> int:
+    """Bytes that a tensor covers, expanded dimensions once."""
+    covered = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return math.prod(covered) * tensor.itemsize
 
 
 def _is_view(func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
