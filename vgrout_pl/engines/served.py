@@ -72,6 +72,8 @@ class ServedAdapters:
                 names[blocks] = self._served(policy, EXPORTED[blocks])
         except (EngineError, OSError) as error:
             problem = str(error)
+            with suppress(EngineError):
+                self.drop()
         problem, self._names = gathered((problem, names))[0]
         if problem is not None:
             raise EngineError(problem)
