@@ -217,10 +217,14 @@ def _hooks(
 ) -> Iterator[None]:
     def on(place: int, into: Callable[[Tensor], Tensor] | None) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            x = args[0] if into is not None else output[0] if isinstance(output, tuple) else output
+            with torch.autocast(x.device.type, enabled=False):
+                take(module, x)
+
+        def take(module: nn.Module, x: Tensor) -> None:
             if into is None:
-                keep(place, pooled(output[0] if isinstance(output, tuple) else output, mask, pooling))
+                keep(place, pooled(x, mask, pooling))
                 return
-            x = args[0]
             if x.shape[:2] != mask.shape:
                 raise ValueError(
                     f"{getattr(module, 'module_name', '')}: expected inputs [rows, tokens, d_in] with "
