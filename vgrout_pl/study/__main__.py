@@ -199,7 +199,7 @@ def run_study(options: argparse.Namespace) -> None:
     out = options.out or (options.run / "study" if options.run else Path("study"))
     print(write_results(out, study, sources, about, left_out))
     for line in [*left_out, *(f"{source.name}: {source.note}" for source in sources if source.source is None)]:
-        print(f"left out: {line.removeprefix('left out: ')}")
+        print(f"left out: {line}")
     print(f"wrote {out}/study.json, study.md, study.png; CPU seconds: {about['cpu_seconds']}")
 
 
@@ -239,7 +239,7 @@ def _generated(
     if subject.path == ORGANISM and options.n_generated:
         sampling = Sampling(max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0)
         return self_generated(policy, tokenizer, modes, options.n_generated, options.seed, sampling)
-    why = "left out: no self_generated_pairs.md in a RUN_DIR; give --self-generated FILE"
+    why = "no self_generated_pairs.md in a RUN_DIR; give --self-generated FILE"
     return StudySource(SELF_GENERATED, "self-generated", None, why)
 
 

@@ -91,7 +91,7 @@ def markdown(
         "",
         "## Sources",
         "",
-        *(f"- {s.name} ({s.role}): {s.note}" for s in sources),
+        *(f"- {s.name} ({s.role}): {'left out: ' if s.source is None else ''}{s.note}" for s in sources),
         f"- {ORACLE}: mean difference of the labels, fitted on the other {study.design.folds - 1} of "
         f"{study.design.folds} folds of problems",
         *(f"- left out: {line}" for line in left_out),

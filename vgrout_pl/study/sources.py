@@ -146,7 +146,7 @@ def sign_flipped(source: StudySource, seed: int) -> StudySource:
     """The placebo of exchanged sides of a source's pairs."""
     name = f"{source.name}, signs flipped"
     if not isinstance(source.source, PairSource) or len(source.pairs) < 2:
-        return StudySource(name, "sign-flipped", None, f"left out with {source.name}")
+        return StudySource(name, "sign-flipped", None, f"{source.name} has too few pairs, or is left out")
     return StudySource(
         name, "sign-flipped", SignFlipped(source.source, seed), "hack and clean exchanged in half of them"
     )
@@ -160,7 +160,7 @@ def fitting(source: StudySource, tokenizer: PreTrainedTokenizerBase, room: int |
     over = sum(length > room for length in lengths)
     if not over:
         return source
-    why = f"left out: {over} of {len(lengths)} pairs exceed the model's {room} tokens (up to {max(lengths)})"
+    why = f"{over} of {len(lengths)} pairs exceed the model's {room} tokens (up to {max(lengths)})"
     return replace(source, source=None, note=why)
 
 
