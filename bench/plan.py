@@ -29,20 +29,10 @@ from vgrout_pl.adapters import RoutedLoraConfig
 from vgrout_pl.directions.pair_sources import AuthoredPairs
 from vgrout_pl.module import GRPOModule
 from vgrout_pl.objective import Objective
-from vgrout_pl.plan import Machine, Window, measured, window_cost, workload
+from vgrout_pl.plan import PHASES, Machine, Window, measured, window_cost, workload
 from vgrout_pl.routers import Gate
 from vgrout_pl.sampling import Sampling
 from vgrout_pl.timing import PhaseTimer
-
-PHASES = {
-    "generate": ("merge", "prefill", "decode"),
-    "route": ("route",),
-    "score": ("old scores", "reference scores"),
-    "forward": ("forward",),
-    "backward": ("backward",),
-    "optimizer": ("optimizer",),
-}
-"""Phases of the step's timer -> phases of a plan."""
 
 aten = torch.ops.aten
 

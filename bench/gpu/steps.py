@@ -14,20 +14,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from vgrout_pl.adapters import RoutedLoraConfig, ablated, attach_routed_adapter
 from vgrout_pl.callbacks import RoutedAdapter
 from vgrout_pl.module import GRPOModule
-from vgrout_pl.plan import Cost, Machine, Window, window_cost, workload
+from vgrout_pl.plan import PHASES, Cost, Machine, Window, window_cost, workload
 from vgrout_pl.rollout import encode_prompts
 from vgrout_pl.routers import Absorb
 from vgrout_pl.timing import PhaseTimer
-
-PHASES = {
-    "generate": ("merge", "prefill", "decode"),
-    "route": ("route",),
-    "score": ("old scores", "reference scores"),
-    "forward": ("forward",),
-    "backward": ("backward",),
-    "optimizer": ("optimizer",),
-}
-"""Phases of the step's timer -> phases of a plan."""
 
 
 class DeviceTimer(PhaseTimer):

@@ -32,8 +32,9 @@ class Reached(Exception):
 
 
 def command(path):
-    """The arguments of the command in a file's first comment."""
-    first = path.read_text().splitlines()[0]
+    """The arguments of the command in a file's first comment, which may go on after a backslash."""
+    text = path.read_text().replace("\\\n#", "")
+    first = text.splitlines()[0]
     assert first.startswith("# python cli.py fit "), first
     return shlex.split(first.removeprefix("# python cli.py "))
 

@@ -11,7 +11,7 @@ but no numbers, and what they would compute, move and keep is added up.
 - ``report``, ``trainer``: the command.
 """
 
-from vgrout_pl.plan.estimate import Window, window_cost
+from vgrout_pl.plan.estimate import PHASES, Window, window_cost
 from vgrout_pl.plan.machines import GPUS, Machine, measured
 from vgrout_pl.plan.report import Plan, as_text
 from vgrout_pl.plan.trace import Cost, Tally
@@ -19,6 +19,7 @@ from vgrout_pl.plan.workload import Workload, workload
 
 __all__ = [
     "GPUS",
+    "PHASES",
     "Cost",
     "Machine",
     "Plan",

@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from vgrout_pl.adapters import RoutedLoraConfig
     from vgrout_pl.module import GRPOModule
 
+PHASES = {
+    "generate": ("merge", "prefill", "decode"),
+    "route": ("route",),
+    "score": ("old scores", "reference scores"),
+    "forward": ("forward",),
+    "backward": ("backward",),
+    "optimizer": ("optimizer",),
+}
+"""Phases of the step's timer -> phases of a window."""
+
 CONTEXT_BYTES = 1.0e9
 """What a CUDA context and the libraries' workspaces are taken to keep."""
 SLACK = 0.1
