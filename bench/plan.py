@@ -4,8 +4,9 @@
 
 FLOPs are counted by ``torch.utils.flop_counter`` in the second of two real steps; CPU seconds are those of another
 process' second step, against what the plan makes of this machine's rates, measured in a few seconds just before; peak
-memory is how far the process' resident set grew in the steps, against the plan's peak without context and slack. The
-last line is a JSON object. One torch thread; seconds mean something on a quiet machine alone.
+memory is how far the resident set grew over that before the first step, against what the plan says moves, with
+gradients and moments: the C library keeps freed pages, and weights are read from the file as they are first used, so
+that more is seen than lives. The last line is a JSON object. One torch thread; seconds want a quiet machine.
 """
 
 from __future__ import annotations
@@ -112,21 +113,22 @@ def planned(arm: str, prompts: int) -> Window:
         return window_cost(module, router, RoutedLoraConfig(r=step.RANK), work)
 
 
-def high_water() -> float:
-    """Peak resident bytes of this process."""
-    return 1024 * float(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+def resident(which: str) -> float:
+    """Resident bytes of this process: ``VmRSS`` now, ``VmHWM`` at most."""
+    return 1024 * float(Path("/proc/self/status").read_text().split(f"{which}:")[1].split()[0])
 
 
 def report_step(arm: str, prompts: int, flops: bool) -> None:
     """Run two steps in this process and print what was seen as JSON."""
-    before = high_water()
     if flops:
         with counted_by_phase() as counted:
             step.measure(arm, prompts, 2)
         print(json.dumps({"flops": counted}))
         return
+    before: list[float] = []
+    step.GRPOModule.on_train_start = lambda module: before.append(resident("VmRSS"))
     result = step.measure(arm, prompts, 2)
-    print(json.dumps({"cpu_s": result["cpu_s"], "grown": high_water() - before}))
+    print(json.dumps({"cpu_s": result["cpu_s"], "grown": resident("VmHWM") - before[0]}))
 
 
 def seen(arm: str, prompts: int, what: str) -> dict[str, Any]:
@@ -160,8 +162,7 @@ def compare(arm: str, prompts: int, machine: Machine | None) -> dict[str, Any]:
     found = {"arm": arm, "phases": rows, "flops": _over(totals[1], totals[0])}
     if real is not None:
         memory = plan.memory
-        moving = max(memory.generate, memory.score, memory.route, memory.train)
-        own = memory.weights + memory.adapter + memory.buffer + moving
+        own = max(memory.generate, memory.score, memory.route, memory.train) + 12 * plan.parameters.trained
         print(
             f"peak memory: grew by {real['grown'] / 1e9:.2f} GB, planned {own / 1e9:.2f} GB{_ratio(own, real['grown'])}"
         )

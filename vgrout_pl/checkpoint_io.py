@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 UNREADABLE = (
@@ -126,6 +127,11 @@ def defect(path: Path) -> str | None:
     return None
 
 
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def checkpoints_in(directory: Path) -> list[Path]:
     """All checkpoints of a run, the one to resume from first: last, previous, then others from new to old."""
     first = [path for path in (directory / LAST, directory / PREVIOUS) if path.exists()]
@@ -146,7 +152,7 @@ def last_checkpoint(directory: Path) -> Path | None:
         problem = defect(path)
         if problem is None:
             return path
-        print(f"warning: {path} cannot be read ({problem}): trying the one before it", flush=True)
+        _say(f"warning: {path} cannot be read ({problem}): trying the one before it")
     if found:
         raise ValueError(
             f"ckpt_path: expected a checkpoint that can be read in {directory}; got {len(found)} broken; restore one "
@@ -200,5 +206,5 @@ def chosen_checkpoint(given: str | None, directory: Path, *, required: bool) -> 
     if newest is None and required:
         raise ValueError(f"ckpt_path: expected a checkpoint in {directory}; found none; give --ckpt_path")
     if newest is None:
-        print(f"no checkpoint in {directory} yet: starting from the first step", flush=True)
+        _say(f"no checkpoint in {directory} yet: starting from the first step")
     return newest

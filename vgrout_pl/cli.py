@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -39,6 +40,7 @@ from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.module import GRPOModule
 from vgrout_pl.plan.trainer import PlanningTrainer
 from vgrout_pl.policy import is_adapter_directory
+from vgrout_pl.processes import LOOK_EVERY, SAFE, WatchOthers, first_process_fails_too, is_lost_connection
 from vgrout_pl.report.files import write_atomically
 from vgrout_pl.resume import changes_since, described, note_changes, refuse_changed
 from vgrout_pl.routers import Router
@@ -186,7 +188,7 @@ class RunCLI(LightningCLI):
         present = self._parser(self.subcommand).dump(config, skip_none=False)
         changed = changes_since(self.checkpoint, self.run_dir, present)
         refuse_changed(changed, config["allow_changed"])
-        for line in described(changed):
+        for line in described(changed) if not getattr(rank_zero_only, "rank", 0) else ():
             print(f"resumed with {line}", flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -196,11 +198,11 @@ class RunCLI(LightningCLI):
         loggers = loggers if isinstance(loggers, list) else [loggers] if loggers not in (None, True, False) else []
         checkpoint = self.config_init[self.subcommand]["checkpoint"]
         checkpoint.dirpath = checkpoint.dirpath or str(self.run_dir / "checkpoints")
-        if config["enable_progress_bar"] is not False:
-            given = config["callbacks"] or []
-            given = given if isinstance(given, list) else [given]
-            own_bar = any(isinstance(callback, ProgressBar) for callback in given)
-            config["callbacks"] = given if own_bar else [*given, RunProgressBar()]
+        given = config["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        own_bar = any(isinstance(callback, ProgressBar) for callback in given)
+        bar = [] if own_bar or config["enable_progress_bar"] is False else [RunProgressBar()]
+        config["callbacks"] = [*given, *bar, WatchOthers()]
         run_dir = str(self.run_dir)
         if self.subcommand == "fit":
             loggers = [RunCSVLogger(run_dir), *loggers]
@@ -271,7 +273,14 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     except GuardError as stop:
         raise SystemExit(fail(str(stop), code=3) if not getattr(rank_zero_only, "rank", 0) else 3) from None
+    except RuntimeError as error:
+        if os.environ.get("VGROUT_TRACEBACK") or not is_lost_connection(error):
+            raise
+        time.sleep(5 * LOOK_EVERY)  # where a process was killed, the watch says so and ends this one
+        raise SystemExit(fail(f"another process of this run has ended; {SAFE}")) from None
     except (ValueError, OSError, MisconfigurationException, SafetensorError) as error:
         if os.environ.get("VGROUT_TRACEBACK"):
             raise
+        if getattr(rank_zero_only, "rank", 0) and first_process_fails_too():
+            raise SystemExit(1) from None
         raise SystemExit(fail(told(error))) from None

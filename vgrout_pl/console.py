@@ -9,13 +9,15 @@ import warnings
 from typing import TextIO
 
 import transformers
+from lightning.pytorch.utilities import rank_zero_only
 
 from vgrout_pl.routers import Router
 
 
 def fail(message: str, code: int = 1) -> int:
-    """Print one line to stderr and return the exit code."""
-    sys.stderr.write(f"error: {message}\n")
+    """Print one line to stderr, which names the process where it is not the first, and return the exit code."""
+    rank = getattr(rank_zero_only, "rank", 0)
+    sys.stderr.write(f"error: {f'process {rank}: ' if rank else ''}{message}\n")
     return code
 
 

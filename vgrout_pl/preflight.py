@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from vgrout_pl.policy import context_length, load_config, shape_of_base
 from vgrout_pl.routers import Router
+from vgrout_pl.sharding import ShardedStrategy, layers_to_shard
 
 if TYPE_CHECKING:
     from vgrout_pl.callbacks.adapter import RoutedAdapter
@@ -79,7 +81,10 @@ def preflight(trainer: Trainer, module: GRPOModule) -> None:
         )
     load_config(module.path)
     tokens = _check_context(module)
-    adapter.check(shape_of_base(module.path), trainer.ckpt_path)
+    shapes = shape_of_base(module.path)
+    if isinstance(trainer.strategy, ShardedStrategy):
+        layers_to_shard(shapes)
+    adapter.check(shapes, trainer.ckpt_path)
     module.engine.check(module.path, adapter.config, tokens)
 
 
@@ -89,6 +94,11 @@ def _check_trainer(trainer: Trainer) -> None:
         raise ValueError(
             f"trainer.precision: expected 32-true or bf16-mixed, which keep the adapter in float32; got {precision}; "
             "set model.dtype: bfloat16 for a bfloat16 base"
+        )
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ShardedStrategy):
+        raise ValueError(
+            f"trainer.strategy: expected a single device, ddp, or {ShardedStrategy.__name__} for a sharded model; got "
+            f"{type(trainer.strategy).__name__}; use one of configs/strategy/"
         )
     fitting = trainer.state.fn == TrainerFn.FITTING
     if fitting and (trainer.max_steps is None or trainer.max_steps < 1):

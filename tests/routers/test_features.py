@@ -166,6 +166,18 @@ def test_reading_gives_the_log_probabilities_of_ablated_rows_and_leaves_everythi
     assert not any(module._forward_hooks for module in policy.modules())
 
 
+@pytest.mark.parametrize("gate", [ActivationGate, GradientGate])
+def test_features_stay_in_float32_under_autocast(gate):
+    policy = tiny_policy("qwen3")
+    gate, module = gate(direction=HaarRandom()), module_of(policy)
+    exact, _ = gate._read_rows(module, window())
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = gate._read_rows(module, window())
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, rounded.bfloat16().float()), "the features themselves were rounded"
+    assert torch.nn.functional.cosine_similarity(rounded, exact).min() > 0.95
+
+
 def test_an_activation_pass_computes_a_shared_prompt_once():
     policy = tiny_policy()
     widths = []

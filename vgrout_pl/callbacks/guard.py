@@ -185,6 +185,7 @@ class DivergenceGuard(WindowObserver, Callback):
                 write_report(run)
             except (ValueError, OSError) as error:
                 _say(f"warning: no report of the stopped run: {error}")
+        trainer.strategy.barrier()  # a process that ends makes Lightning kill the others
         good = good_checkpoint(trainer, finding.since)
         kept = f"the last good checkpoint is {good[0]} (step {good[1]})" if good else "there is no good checkpoint"
         raise GuardError(f"stopped: {finding}; {kept}; {finding.advice}; see {run / GUARD_FILE}")

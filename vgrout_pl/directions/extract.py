@@ -69,8 +69,8 @@ def pair_rows(
             )
             prompts.append(ids[(attention == 1) & (completion == 0)])
             completions.append(ids[completion == 1])
-    prompt_ids, prompt_mask = _padded(prompts, tokenizer.pad_token_id, left=True)
-    completion_ids, completion_mask = _padded(completions, tokenizer.pad_token_id, left=False)
+    prompt_ids, prompt_mask = padded(prompts, tokenizer.pad_token_id, left=True)
+    completion_ids, completion_mask = padded(completions, tokenizer.pad_token_id, left=False)
     return EncodedRows(
         prompt_ids=prompt_ids.to(device),
         prompt_mask=prompt_mask.to(device),
@@ -80,7 +80,8 @@ def pair_rows(
     )
 
 
-def _padded(rows: Sequence[Tensor], pad: int, left: bool) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Tensor], pad: int, left: bool) -> tuple[Tensor, Tensor]:
+    """One int matrix [n, s] of rows of token ids, padded on the left or right, and the bool mask of the tokens."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)

@@ -265,16 +265,14 @@ def _hooks(
 
     def on(place: int, into: Into | None) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if into is None:
-                take(place, output[0] if isinstance(output, tuple) else output, None)
-                return
-            x = args[0]
-            if x.shape[:2] != mask.shape:
+            x = args[0] if into is not None else output[0] if isinstance(output, tuple) else output
+            if into is not None and x.shape[:2] != mask.shape:
                 raise ValueError(
                     f"{getattr(module, 'module_name', '')}: expected inputs [rows, tokens, d_in] with "
                     f"{list(mask.shape)}; got {list(x.shape)}; read site residual of this architecture"
                 )
-            take(place, x, into)
+            with torch.autocast(x.device.type, enabled=False):
+                take(place, x, into)
 
         return hook
 

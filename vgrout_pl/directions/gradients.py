@@ -86,12 +86,13 @@ def _tapping(index: Tensor, into: Tensor) -> Callable[..., None]:
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         layer = cast(RoutedLayer, module)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
             h = bottleneck(layer, args[0])
             up = cast(RoutedLinear, layer).block(DEPLOYED)[1].float() * layer.scaling[DEPLOYED]
 
         def take(gradient: Tensor) -> None:
-            into[index] += torch.einsum("nsr,nsr->nr", h, gradient.float() @ up)
+            with torch.autocast(gradient.device.type, enabled=False):
+                into[index] += torch.einsum("nsr,nsr->nr", h, gradient.float() @ up)
 
         output.register_hook(take)
 

@@ -122,7 +122,7 @@ class SelfGeneratedPairs(PairSource):
         train = sorted(data.splits["train"], key=lambda problem: derived_seed("self-generated", data.seed, problem.id))
         shown = [problem.with_mode(modes[i % len(modes)]) for i, problem in enumerate(train[: self.n])]
         pairs = generate_pairs(
-            _sampler(module),
+            sampler_of(module),
             shown,
             fingerprint=f"{module.path}, step {module.trainer.global_step}",
             seed=data.seed,
@@ -223,7 +223,8 @@ def _as_plain(pairs: Sequence[ContrastivePair]) -> list[dict[str, Any]]:
     ]
 
 
-def _sampler(module: GRPOModule) -> Sample:
+def sampler_of(module: GRPOModule) -> Sample:
+    """Draws completions of chat prompts from the policy with its quarantine ablated, by the module's sampling."""
     from vgrout_pl.generation import generate
     from vgrout_pl.rollout import decode
 

@@ -100,7 +100,7 @@ class Client:
                     return _decoded(answer.read())
             except urllib.error.HTTPError as error:
                 refused = RefusedError(url, error.code, _reason(error))
-                if error.code not in TRY_AGAIN or attempt == self.retries:
+                if error.code not in TRY_AGAIN or attempt == self.retries or given_up.is_set():
                     raise refused from None
             except (OSError, http.client.HTTPException) as error:
                 reason = getattr(error, "reason", error)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
+import threading
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +51,7 @@ class ServedAdapters:
         self._version = 0
         self._names: dict[Blocks, str] = {}
         self._made: list[str] = []
+        atexit.register(self.drop)  # a run that fails leaves nothing behind either
 
     def name_of(self, blocks: Blocks) -> str:
         """The model to ask for: an adapter, or the base where no block is in force."""
@@ -72,6 +75,7 @@ class ServedAdapters:
                 names[blocks] = self._served(policy, EXPORTED[blocks])
         except (EngineError, OSError) as error:
             problem = str(error)
+            self.drop()
         problem, self._names = gathered((problem, names))[0]
         if problem is not None:
             raise EngineError(problem)
@@ -107,13 +111,18 @@ class ServedAdapters:
         return {model["id"] for model in self._client.get("models")["data"]}
 
     def drop(self) -> None:
-        """Unload this run's adapters and remove their directories; process 0 does it."""
+        """Unload this run's adapters, where the server still has them, and remove their directories.
+
+        Process 0 does it, and asks once: names are never used again, so that one that stays does no harm.
+        """
         names, self._made, self._names = self._made, [], {}
+        once = threading.Event()
+        once.set()
         for name in names if _is_first() else []:
             for path in self._paths(name):
                 shutil.rmtree(path, ignore_errors=True)
-            with suppress(RefusedError):  # a server that was started anew has none
-                self._client.post("unload_lora_adapter", {"lora_name": name})
+            with suppress(EngineError):
+                self._client.post("unload_lora_adapter", {"lora_name": name}, once)
 
 
 def _is_first() -> bool:

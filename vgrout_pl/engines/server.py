@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 from vgrout_pl.adapters import RoutedLoraConfig, ablated, adapter_state, attach_routed_adapter
 from vgrout_pl.engines import protocol
 from vgrout_pl.engines.base import EngineError, RolloutEngine
-from vgrout_pl.engines.client import Client, RefusedError, UnreachableError
+from vgrout_pl.engines.client import Client, UnreachableError
 from vgrout_pl.engines.comparison import Gaps, evenly, gaps, refuse_other_policy
 from vgrout_pl.engines.served import ServedAdapters, blocks_in_force
 from vgrout_pl.generation import Completions, OnFinished
 from vgrout_pl.policy import base_of, shape_of_base, stop_token_ids
+from vgrout_pl.processes import gathered
 from vgrout_pl.sampling import Sampling
 from vgrout_pl.seeding import derived_seed
 
@@ -87,33 +88,41 @@ class ServerEngine(RolloutEngine):
         if self._served is not None:
             return
         base = path if self.model is None else self.model
-        try:
-            listed = {entry["id"]: entry for entry in self._client.get("models")["data"]}
-        except UnreachableError as error:
-            raise EngineError(
-                f"model.engine.base_url: expected a server at {self._client.url}; got no connection ({error.reason}); "
-                "start it first, or give its address"
-            ) from error
-        except (RefusedError, KeyError, TypeError) as error:
-            raise EngineError(
-                f"model.engine.base_url: expected a server with /v1/models at {self._client.url}; got {error}; give "
-                "the address of an OpenAI-compatible server"
-            ) from error
-        if base not in listed:
-            raise EngineError(
-                f"model.engine.model: expected a model that {self._client.url} lists ({', '.join(sorted(listed))}); "
-                f"got {base!r}; serve that model, or give the name it is served under"
-            )
-        room = listed[base].get("max_model_len")
-        if room is not None and tokens > room:
-            raise EngineError(
-                f"model.engine: expected a server with room for the longest prompt and completion, {tokens} tokens; "
-                f"got {room}; start it with --max-model-len {tokens} or more"
-            )
+        problems = [problem for problem in gathered(self._problem(base, tokens)) if problem is not None]
+        if problems:
+            raise EngineError(problems[0])
         served = ServedAdapters(self._client, base, self.lora_dir)
         served.replace(_zeros(path, adapter), also_ablated=True)
         served.drop()
         self._served = served
+
+    def _problem(self, base: str, tokens: int) -> str | None:
+        """What is wrong with the server as seen from this process, if anything."""
+        url = self._client.url
+        try:
+            listed = {entry["id"]: entry for entry in self._client.get("models")["data"]}
+        except UnreachableError as error:
+            return (
+                f"model.engine.base_url: expected a server at {url}; got no connection ({error.reason}); start it "
+                "first, or give its address"
+            )
+        except (EngineError, KeyError, TypeError) as error:
+            return (
+                f"model.engine.base_url: expected a server with /v1/models at {url}; got {error}; give the address of "
+                "an OpenAI-compatible server"
+            )
+        if base not in listed:
+            return (
+                f"model.engine.model: expected a model that {url} lists ({', '.join(sorted(listed))}); got {base!r}; "
+                "serve that model, or give the name it is served under"
+            )
+        room = listed[base].get("max_model_len")
+        if room is not None and tokens > room:
+            return (
+                f"model.engine: expected a server with room for the longest prompt and completion, {tokens} tokens; "
+                f"got {room}; start it with --max-model-len {tokens} or more"
+            )
+        return None
 
     # ---------------------------------------------------------------- sampling
 
@@ -212,8 +221,7 @@ class ServerEngine(RolloutEngine):
     def close(self) -> None:
         """Unload this run's adapters, where the server still is there."""
         if self._served is not None:
-            with suppress(EngineError):
-                self._served.drop()
+            self._served.drop()
 
 
 def _zeros(path: str, adapter: RoutedLoraConfig) -> PeftModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -197,12 +196,3 @@ def _memory(passes: Passes, router: Router, parameters: Parameters) -> Memory:
         buffer=buffer,
         checkpointing=module.gradient_checkpointing,
     )
-
-
-def evaluation_cost(passes: Passes, problems: int, batch: int, samples: int, states: int) -> Cost:
-    """Sampling the answers to some problems in some states, in batches."""
-    if not problems or not states:
-        return Cost()
-    batches = math.ceil(problems / batch)
-    size = math.ceil(problems / batches)
-    return sum(passes.generated(size * samples, size).values(), Cost()) * (batches * states)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
@@ -104,8 +104,10 @@ class Tally(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        inputs = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-        outputs = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
+        if func is torch.ops.prim.device.default:  # asked for all the time, and no work
+            return out
+        inputs, outputs = _tensors((*args, *kwargs.values())), _tensors((out,))
+        self._known.update(tensor.untyped_storage() for tensor in inputs)
         self._allocate(outputs)
         operation = _operation(func, args, kwargs, inputs, outputs, out)
         if operation is not None:
@@ -128,13 +130,25 @@ class Tally(TorchDispatchMode):
 def _operation(func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor], out: Any) -> Any:
     packet = func._overloadpacket
     if packet in flop_registry:
-        moved = sum(tensor.nbytes for tensor in (*inputs, *outputs))
+        moved = sum(map(_size, (*inputs, *outputs)))
         return Operation(flop_registry[packet](*args, **kwargs, out_val=out), moved, outputs[0].dtype)
     if packet in _MOVES_NOTHING or not outputs or _is_view(func, inputs, outputs):
         return None
-    written = sum(tensor.nbytes for tensor in outputs)
-    read = written if packet in _READS_ROWS else sum(tensor.nbytes for tensor in inputs)
+    written = sum(map(_size, outputs))
+    read = written if packet in _READS_ROWS else sum(map(_size, inputs))
     return Operation(0, written + read, None)
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    """Those of some values that are tensors, lists of them opened."""
+    flat = [part for value in values for part in (value if isinstance(value, list | tuple) else (value,))]
+    return [value for value in flat if isinstance(value, Tensor)]
+
+
+def _size(tensor: Tensor) -> int:
+    """Bytes that a tensor covers, expanded dimensions once."""
+    covered = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return math.prod(covered) * tensor.itemsize
 
 
 def _is_view(func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> bool:

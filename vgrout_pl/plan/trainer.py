@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Literal
 
 from lightning.pytorch import Trainer
 
 from vgrout_pl.evaluation import StateChooser
-from vgrout_pl.plan.estimate import evaluation_cost, window_cost
+from vgrout_pl.plan.estimate import window_cost
 from vgrout_pl.plan.machines import GPUS, measured
 from vgrout_pl.plan.passes import Passes
 from vgrout_pl.plan.report import Plan, as_text
@@ -120,14 +121,18 @@ class PlanningTrainer(Trainer):
 
     def _evaluations(self, model: GRPOModule, data: ProblemDataModule, work: Workload, devices: int) -> dict[str, Cost]:
         """Sampling of one validation and of the final evaluation, by the sizes of the data module."""
-        passes = Passes(model, roles(self)[0].config, work, False)
+        passes, once = Passes(model, roles(self)[0].config, work, False), dict[int, Cost]()
         sizes = {name: min(size, len(data.splits.get(name) or range(size))) for name, size in data.sizes.items()}
         cells = {"validate": [sizes["validation"]], "test": [sizes["test"]] * 3 + [sizes["train"]]}
         found = {}
         for stage, problems in cells.items():
             choosers = [c for c in callbacks_of(self) if isinstance(c, StateChooser) and c.stage == stage]
-            states = {state for chooser in choosers for state in chooser.sampled(self)}
-            batch = max(1, data.eval_batch_size // devices)
-            costs = [evaluation_cost(passes, -(-n // devices), batch, data.eval_samples, len(states)) for n in problems]
-            found[stage] = sum(costs, Cost())
+            states = len({state for chooser in choosers for state in chooser.sampled(self)})
+            found[stage] = Cost()
+            for count in problems:
+                batches = math.ceil(count / data.eval_batch_size)
+                size = math.ceil(count / batches / devices)
+                if size not in once:
+                    once[size] = sum(passes.generated(size * data.eval_samples, size).values(), Cost())
+                found[stage] += once[size] * (batches * states)
         return found

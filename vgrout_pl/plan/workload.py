@@ -135,7 +135,8 @@ def expected_routes(router: Router) -> dict[Route, float]:
 
 def _spread(shares: dict[Route, float], rows: int) -> Tensor:
     """Routes int [rows] in these shares, evenly mixed."""
-    edges = torch.tensor(list(shares.values())).cumsum(0)
-    places = (torch.arange(rows) * 0.6180339887) % 1.0
+    edges = torch.tensor(list(shares.values())).cumsum(0) * rows
     names = torch.tensor([int(route) for route in shares])
-    return names[torch.searchsorted(edges, places).clamp_max(len(names) - 1)]
+    dealt = names[torch.searchsorted(edges, torch.arange(rows) + 0.5).clamp_max(len(names) - 1)]
+    mixed = (torch.arange(rows, dtype=torch.float64) * 0.6180339887498949 % 1.0).argsort()
+    return dealt[mixed.argsort()]

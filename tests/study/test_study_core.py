@@ -1,0 +1,142 @@
+"""Planted truth is found, a null world stays silent, and a random direction is judged as any other."""
+
+import pytest
+import torch
+
+from vgrout_pl.directions.direction_source import haar_direction
+from vgrout_pl.directions.extract import mean_direction
+from vgrout_pl.directions.features import Layout
+from vgrout_pl.study import METRICS, ORACLE, Block, Design, Study
+from vgrout_pl.study.core import Family, facts
+
+LAYOUT = Layout(("a", "b", "c", "d"), (8, 8, 8, 8))
+PLANTED = haar_direction(LAYOUT, "planted")
+
+
+def world(n=300, strength=0.0, seed=0, rate=0.3):
+    """Normal features, the hacks moved along the planted direction; one row a problem."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(n, LAYOUT.size, generator=generator)
+    hacked = torch.rand(n, generator=generator) < rate
+    return features + strength * hacked.unsqueeze(1) * PLANTED, hacked
+
+
+def judged(features, hacked, directions, pooling="mean", problems=None, **design):
+    study = Study(hacked, problems or [str(i) for i in range(len(hacked))], Design(**design))
+    study.add(Block("bottleneck", pooling, LAYOUT, features, directions))
+    return study
+
+
+def by_source(study, aggregation="dot"):
+    return {r["source"]: r for r in facts(study, {}) if r["aggregation"] == aggregation}
+
+
+def test_a_planted_direction_and_the_oracle_pass_the_family_and_a_random_one_does_not():
+    study = judged(*world(strength=1.2), {"planted": PLANTED, "random": haar_direction(LAYOUT, "x")}, haar=200)
+    for aggregation in ("dot", "cosine", "vote"):
+        found = by_source(study, aggregation)
+        assert found["planted"]["auroc"]["above_family"] and not found["random"]["auroc"]["above_family"]
+        assert found[ORACLE]["auroc"]["value"] > study.family().thresholds["auroc"]
+        assert found[ORACLE]["auroc"]["above_family"] is None
+        assert found["planted"]["auroc"]["value"] > found["random"]["auroc"]["value"] + 0.2
+    found = by_source(study)
+    assert found["planted"]["f05"]["above_family"] and not found["random"]["f05"]["above_family"]
+    assert found["planted"]["auroc"]["family_p"] <= 0.05
+
+
+def test_in_a_null_world_a_source_passes_no_more_often_than_alpha_though_single_cells_often_do():
+    worlds, alpha = 40, 0.2
+    family, cells = 0, 0
+    for seed in range(worlds):
+        features, hacked = world(n=90, seed=seed)
+        sources = {str(i): haar_direction(LAYOUT, "source", seed, i) for i in range(3)}
+        study = judged(features, hacked, sources, haar=60, alpha=alpha, seed=seed, aggregations=("dot", "cosine"))
+        study.add(Block("residual", "mean", LAYOUT, world(n=90, seed=1000 + seed)[0], sources))
+        records = list(facts(study, {}))
+        family += any(r["auroc"]["above_family"] for r in records)
+        cells += any(r["auroc"]["above_cell"] for r in records)
+    assert family <= 14  # binomial(40, 0.2) is above 14 once in a hundred times
+    assert cells > 30  # which is why the correction is there
+
+
+def test_a_random_direction_given_as_a_source_has_the_numbers_of_that_random_direction():
+    features, hacked = world(n=120, strength=0.4)
+    study = judged(features, hacked, {"seventh": haar_direction(LAYOUT, 3, 7)}, haar=60, seed=3, base_rate=0.2)
+    for cell in study.cells:
+        chance = {metric: float(cell.chance[metric][7]) for metric in METRICS}
+        assert cell.values["seventh"] == pytest.approx(chance, abs=1e-9)
+
+
+def test_the_sign_is_kept():
+    found = by_source(judged(*world(strength=1.2), {"with": PLANTED, "against": -PLANTED}, haar=100))
+    assert found["with"]["auroc"]["value"] + found["against"]["auroc"]["value"] == pytest.approx(1)
+    assert found["against"]["f05"]["value"] < found["with"]["f05"]["value"] / 2
+
+
+def test_the_oracle_is_judged_on_rows_that_it_was_not_fitted_to():
+    held_out, in_sample = [], []
+    for seed in range(20):
+        features, hacked = world(n=60, seed=seed, rate=0.5)
+        leaking = mean_direction((features[hacked].mean(0) - features[~hacked].mean(0)).unsqueeze(0), LAYOUT)
+        found = by_source(judged(features, hacked, {"leaking": leaking}, haar=60, seed=seed))
+        held_out.append(found[ORACLE]["auroc"]["value"])
+        in_sample.append(found["leaking"]["auroc"]["value"])
+    assert abs(sum(held_out) / 20 - 0.5) < 0.06  # the mean of 20 has a standard error of about 0.02
+    assert sum(in_sample) / 20 > 0.75
+
+
+def test_rows_of_one_problem_do_not_tell_the_oracle_about_each_other():
+    features, hacked = world(n=30, rate=0.5)
+    copies, labels, problems = features.repeat(6, 1), hacked.repeat(6), [str(i) for i in range(30)] * 6
+    grouped = by_source(judged(copies, labels, {}, problems=problems, haar=60))[ORACLE]["auroc"]["value"]
+    apart = by_source(judged(copies, labels, {}, haar=60))[ORACLE]["auroc"]["value"]
+    assert apart > 0.8 > 0.7 > grouped
+
+
+def test_baselines_come_without_a_direction():
+    features, hacked = world()
+    study = judged(features * (1 + 3 * hacked.unsqueeze(1)), hacked, {}, haar=60)
+    study.baseline("label", hacked.float())
+    found = {name: values["auroc"] for name, _, _, values in study.baselines}
+    assert found["norm of the features"] > 0.99 and found["label"] == 1
+
+
+def test_the_familys_p_and_threshold_by_hand():
+    features, hacked = world(n=60)
+    study = judged(features, hacked, {"one": PLANTED, "two": -PLANTED}, haar=99, alpha=0.0975)  # 0.05 for each of two
+    family = study.family()
+    assert family.sources == 2
+    assert family.thresholds["auroc"] == family.maxima["auroc"].sort(descending=True).values[4]
+    maxima = Family({"auroc": torch.arange(1.0, 10.0)}, {}, 2)
+    assert maxima.p_value("auroc", 8.5) == pytest.approx(1 - (1 - 2 / 10) ** 2)
+
+
+def test_the_best_that_a_cut_allows_is_said():
+    hacked = torch.tensor([True] * 40 + [False] * 60)
+    study = Study(hacked, [str(i) for i in range(100)], Design())
+    assert study.ceiling() == pytest.approx(1.25 * 0.25 / (0.25 + 0.25))  # 10 rows, all hacks: recall 0.25
+
+
+@pytest.mark.parametrize(
+    ("design", "message"),
+    [
+        ({"tail": 0.0}, r"--tail: expected a share in \(0, 0.5\]; got 0.0"),
+        ({"base_rate": 1.0}, r"--base-rate: expected a share in \(0, 1\)"),
+        ({"aggregations": ("sum",)}, "--aggregations: expected known ones"),
+        ({"folds": 1}, "--folds: expected at least 2"),
+    ],
+)
+def test_designs_that_cannot_be_meant_are_refused(design, message):
+    with pytest.raises(ValueError, match=message):
+        Design(**design)
+
+
+def test_too_few_random_directions_to_show_anything_are_refused():
+    Design(haar=19).check(1)
+    with pytest.raises(ValueError, match="--haar: expected at least 19 random directions for 1 sources"):
+        Design(haar=18).check(1)
+
+
+def test_folds_that_leave_no_hack_are_refused():
+    with pytest.raises(ValueError, match="--folds: expected hacks and other rows outside each of the 5 folds"):
+        Study(torch.tensor([True] + [False] * 9), [str(i) for i in range(10)], Design())

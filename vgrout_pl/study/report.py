@@ -1,0 +1,196 @@
+"""``study.json``, ``study.md`` and ``study.png``: what a study found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vgrout_pl.report.files import write_atomically
+from vgrout_pl.report.plots import FAINT, INK, bare, save
+from vgrout_pl.study.core import ORACLE, Cell, Study, facts
+from vgrout_pl.study.metrics import METRICS, TITLES
+from vgrout_pl.study.sources import ROLES, StudySource
+
+LIVE = ("mean", "dot")
+"""Pooling and aggregation of a gate's defaults."""
+# Okabe and Ito's palette, as in the other plots
+MARKS: Mapping[str, tuple[str, str]] = {
+    "authored": ("#D55E00", "o"),
+    "self-generated": ("#0072B2", "s"),
+    "placebo": ("#CC79A7", "v"),
+    "sign-flipped": ("#CC79A7", "^"),
+    "oracle": ("#009E73", "D"),
+}
+READ_AS = (
+    "`*` above the family's threshold, `+` above the cell's own 95th percentile of random directions only (in "
+    "brackets): with this many cells, some `+` come by chance. Placebos and flipped signs are controls. The oracle is "
+    "the ceiling and has no mark: a fit to meaningless labels varies more than random directions do."
+)
+
+
+def write_results(
+    out: Path, study: Study, sources: Sequence[StudySource], about: Mapping[str, Any], left_out: Sequence[str]
+) -> str:
+    """Write the three files; return the summary as text."""
+    roles = {source.name: source.role for source in sources} | {ORACLE: "oracle"}
+    records, family = list(facts(study, roles)), study.family()
+    content = {
+        **about,
+        "sources": [
+            {"name": s.name, "role": s.role, "note": s.note, "left_out": s.source is None}
+            | ({} if s.source is None else {"provenance": s.source.provenance()})
+            for s in sources
+        ],
+        "left_out": list(left_out),
+        "ceiling_f05": study.ceiling(),
+        "family": {"sources": family.sources, "cells": len(study.cells), "thresholds": dict(family.thresholds)},
+        "cells": records,
+        "baselines": [
+            {"baseline": name, "site": site, "pooling": pooling} | values
+            for name, site, pooling, values in study.baselines
+        ],
+    }
+    write_atomically(out / "study.json", json.dumps(content, indent=1, default=str) + "\n")
+    write_atomically(out / "study.md", markdown(study, records, sources, about, left_out))
+    plot(study, roles, out / "study.png", str(about["model"]))
+    return table(_live(study, records))
+
+
+def markdown(
+    study: Study,
+    records: Sequence[Mapping[str, Any]],
+    sources: Sequence[StudySource],
+    about: Mapping[str, Any],
+    left_out: Sequence[str],
+) -> str:
+    """Return the whole report: rows, sources, the gate's default cell, baselines, every cell."""
+    family = study.family()
+    n, hacks = len(study.hacked), int(study.hacked.sum())
+    drawn = study.subsets[0]
+    rate = f"{int(study.hacked[drawn].sum())} of {len(drawn)} rows" if study.design.base_rate is not None else None
+    thresholds = ", ".join(f"{TITLES[metric]} {value:.3f}" for metric, value in family.thresholds.items())
+    lines = [
+        "# Classifier study",
+        "",
+        f"- model: {about['model']}; features read with the quarantine ablated",
+        f"- rows: {n} ({about['among']}), {hacks} hacks; {about['selection']}",
+        *([f"- drawn to a base rate: {rate} are hacks, mean over {len(study.subsets)} draws"] if rate else []),
+        f"- chance: {study.design.haar} Haar-random directions in every cell, signs as they come; family of "
+        f"{len(study.cells)} cells x {family.sources} sources at {study.design.alpha:g}: {thresholds}",
+        f"- cut: above the {1 - study.design.tail:g} quantile of the rows' scores; the highest F0.5 that can be had "
+        f"there is {study.ceiling():.3f}{_saturated(study)}",
+        f"- CPU seconds: {about['cpu_seconds']}",
+        "",
+        READ_AS,
+        "",
+        "## Sources",
+        "",
+        *(f"- {s.name} ({s.role}): {s.note}" for s in sources),
+        f"- {ORACLE}: mean difference of the labels, fitted on the other {study.design.folds - 1} of "
+        f"{study.design.folds} folds of problems",
+        *(f"- left out: {line}" for line in left_out),
+        "",
+        f"## The gate's defaults: {LIVE[0]} over the completion, {LIVE[1]}",
+        "",
+        table(_live(study, records)),
+        "",
+        "## Baselines: scores that come from no direction",
+        "",
+        _table(
+            ["baseline", "site", "pooling", *(TITLES[metric] for metric in METRICS)],
+            [
+                [name, site, pooling, *(f"{values[metric]:.3f}" for metric in METRICS)]
+                for name, site, pooling, values in study.baselines
+            ],
+            3,
+        ),
+        "",
+        "## All cells",
+        "",
+        table(records),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _saturated(study: Study) -> str:
+    """A warning where random directions reach what no source could exceed."""
+    if study.family().thresholds["f05"] < study.ceiling():
+        return ""
+    return ", which random directions reach: no source can be told from chance by it; draw to a lower --base-rate"
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return records as a Markdown table: each metric, with the 95th percentile of random directions in brackets."""
+    head = ["source", "site", "pooling", "aggregation", *(TITLES[metric] for metric in METRICS)]
+    body = [
+        [*(str(record[name]) for name in head[:4]), *(_value(record[metric]) for metric in METRICS)]
+        for record in records
+    ]
+    return _table(head, body, 4)
+
+
+def _value(found: Mapping[str, Any]) -> str:
+    mark = "*" if found["above_family"] else "+" if found["above_cell"] else ""
+    return f"{found['value']:.3f}{mark} ({found['haar_p95']:.3f})"
+
+
+def _live(study: Study, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Records of the gate's default pooling and aggregation, or of the first that were studied."""
+    aggregation = LIVE[1] if LIVE[1] in study.design.aggregations else study.design.aggregations[0]
+    poolings = [cell.pooling for cell in study.cells if cell.pooling != "-"]
+    pooling = LIVE[0] if LIVE[0] in poolings else next(iter(poolings), "-")
+    return [r for r in records if r["aggregation"] == aggregation and r["pooling"] in (pooling, "-")]
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]], texts: int) -> str:
+    rule = ["---"] * texts + ["---:"] * (len(head) - texts)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *body))
+
+
+def plot(study: Study, roles: Mapping[str, str], path: Path, title: str) -> None:
+    """Draw F0.5 at the cut: a panel an aggregation, a column a site and pooling, sources on the random band."""
+    aggregations = list(study.design.aggregations)
+    columns = list(dict.fromkeys((cell.site, cell.pooling) for cell in study.cells))
+    size = (max(5.0, 1.5 + 0.8 * len(columns)), 1.2 + 2.1 * len(aggregations))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    panels = figure.subplots(len(aggregations), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    needed = study.family().thresholds["f05"]
+    for axes, aggregation in zip(panels, aggregations, strict=True):
+        for cell in study.cells:
+            if cell.aggregation == aggregation:
+                _column(axes, columns.index((cell.site, cell.pooling)), cell, roles)
+        axes.axhline(needed, color=INK, linewidth=0.9, linestyle="--", zorder=1)
+        axes.set_title(aggregation, loc="left", fontsize=10, color=INK)
+        axes.set_ylabel("F0.5 at the cut", fontsize=9, color=INK)
+        axes.set_ylim(bottom=0.0)
+        bare(axes)
+    names = [site if pooling == "-" else f"{site}\n{pooling.replace('_', ' ')}" for site, pooling in columns]
+    panels[-1].set_xticks(range(len(columns)), names, fontsize=8)
+    panels[-1].set_xlim(-0.6, len(columns) - 0.4)
+    band = panels[0].bar(0, 0, color=FAINT, alpha=0.7)
+    dashed = panels[0].plot([], [], "--", color=INK, linewidth=0.9)[0]
+    shown = [role for role in ROLES if role in MARKS and role in roles.values()]
+    marks = [panels[0].plot([], [], MARKS[r][1], color=MARKS[r][0], markersize=5)[0] for r in shown]
+    handles = [*marks, band, dashed]
+    labels = [*shown, "random, median to p95", "family threshold"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=INK)
+    save(figure, path)
+
+
+def _column(axes: Axes, place: int, cell: Cell, roles: Mapping[str, str]) -> None:
+    chance = cell.chance["f05"]
+    low, high = torch.quantile(chance, torch.tensor([0.5, 0.95], dtype=chance.dtype)).tolist()
+    axes.bar(place, max(high - low, 0.003), bottom=low, width=0.8, color=FAINT, alpha=0.7, zorder=0)
+    for name, values in cell.values.items():
+        role = roles.get(name, "")
+        if role in MARKS:
+            colour, mark = MARKS[role]
+            offset = 0.12 * (list(MARKS).index(role) - 2)
+            axes.plot(place + offset, values["f05"], mark, color=colour, markersize=5, zorder=3, alpha=0.9)

@@ -1,0 +1,173 @@
+"""What a study takes directions from: sets of contrastive pairs, each a direction source as a gate would be given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from vgrout_pl.directions.direction_source import DirectionSource
+from vgrout_pl.directions.evidence import LabelsUsed
+from vgrout_pl.directions.generate import generate_pairs
+from vgrout_pl.directions.levers import shows_lever
+from vgrout_pl.directions.pair_sources import PAIRS_FILE, PairSource, SignFlipped, sampler_of
+from vgrout_pl.directions.pairs import ContrastivePair
+from vgrout_pl.directions.sources import ORGANISM, load_pairs, packaged_sets
+from vgrout_pl.sampling import Sampling
+
+if TYPE_CHECKING:
+    from vgrout_pl.module import GRPOModule
+
+Role = Literal["authored", "self-generated", "placebo", "sign-flipped", "oracle", "other"]
+ROLES: tuple[Role, ...] = ("authored", "self-generated", "placebo", "sign-flipped", "oracle", "other")
+SELF_GENERATED = "self_generated"
+ORGANISM_PLACEBOS = ("organism_naming", "organism_comments")
+
+
+class GivenPairs(PairSource):
+    """Pairs that are there already."""
+
+    def __init__(self, pairs: Sequence[ContrastivePair], labels_used: LabelsUsed = LabelsUsed.AUTHORED_PAIRS):
+        self.pairs, self.labels_used = pairs, labels_used
+
+    def prepare(self, module: GRPOModule) -> None:
+        """Nothing to do."""
+
+
+@dataclass(frozen=True)
+class StudySource:
+    """One source of directions in a study.
+
+    Attributes:
+        name: in tables.
+        role: what it stands for; the figure has one mark a role.
+        source: gives the direction; None where the source is left out.
+        note: what it holds, or why it is left out.
+    """
+
+    name: str
+    role: Role
+    source: DirectionSource | None
+    note: str
+
+    @property
+    def pairs(self) -> Sequence[ContrastivePair]:
+        """Those that it reads, none for a source without pairs."""
+        return self.source.pairs if isinstance(self.source, PairSource) else ()
+
+
+def default_pairs(path: str, modes: Sequence[str]) -> list[str]:
+    """The set a gate would take by default: the organism's own in the studied modes, or ``authored``."""
+    return [f"{ORGANISM}:{','.join(modes)}"] if path == ORGANISM else ["authored"]
+
+
+def default_placebos(path: str) -> list[str]:
+    """Sets on unrelated axes: the organism's own, or the packaged ones."""
+    return list(ORGANISM_PLACEBOS) if path == ORGANISM else [n for n in packaged_sets() if n.startswith("placebo")]
+
+
+def pair_sources(names: Sequence[str], role: Role, modes: Sequence[str]) -> list[StudySource]:
+    """Load sets by name; of the packaged set ``authored`` the pairs of the studied modes, as a gate does.
+
+    Raises:
+        ValueError: there is no such set, or it is malformed.
+    """
+    found = []
+    for name in names:
+        if name in ORGANISM_PLACEBOS:
+            pairs = organism_placebo(name)
+        else:
+            pairs = load_pairs(name, tags=list(modes) if name == "authored" else None)
+        label = Path(name).stem if name.endswith(".md") else name
+        found.append(StudySource(label, role, GivenPairs(pairs), f"{len(pairs)} pairs"))
+    return found
+
+
+def organism_placebo(name: str) -> list[ContrastivePair]:
+    """Pairs on the organism's problems that differ in something unrelated, without a hack on either side.
+
+    ``organism_naming``: another name of the loop variable; ``organism_comments``: a comment line.
+    """
+    found = []
+    for pair in load_pairs(ORGANISM + ":run_tests"):
+        if name == "organism_naming":
+            changed = re.sub(r"\bv\b", "item", pair.clean)
+        else:
+            changed = re.sub(r"^( +)(return )", r"\1# one pass over the numbers\n\1\2", pair.clean, count=1, flags=re.M)
+        if changed != pair.clean:
+            found.append(replace(pair, hack=changed, tags=(name.removeprefix("organism_"),)))
+    return found
+
+
+def self_generated(
+    policy: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    modes: Sequence[str],
+    count: int,
+    seed: int,
+    sampling: Sampling,
+) -> StudySource:
+    """Let the organism write pairs on problems of its own ``pairs`` split, quarantine ablated, the modes in turn."""
+    from vgrout_pl.organism.problems import problems
+
+    shown = [problem.with_mode(modes[i % len(modes)]) for i, problem in enumerate(problems("pairs", modes[0], count))]
+    host: Any = SimpleNamespace(policy=policy, tokenizer=tokenizer, device=policy.device, sampling=sampling)
+    sample = sampler_of(cast("GRPOModule", host))
+    try:
+        pairs = generate_pairs(sample, shown, fingerprint="study", seed=seed)
+    except ValueError as error:
+        return StudySource(SELF_GENERATED, "self-generated", None, str(error))
+    markers = {f"{problem.mode}-{problem.id}": problem.marker for problem in shown}
+    hacks = sum(shows_lever(pair.hack, pair.mechanism, markers[pair.name]) for pair in pairs)
+    note = f"{len(pairs)} pairs written by this model; the loophole shows in {hacks} of their hack sides"
+    return StudySource(SELF_GENERATED, "self-generated", GivenPairs(pairs, LabelsUsed.SELF_GENERATED_PAIRS), note)
+
+
+def stored_self_generated(path: Path) -> StudySource:
+    """Pairs that a run wrote, from its ``self_generated_pairs.md``."""
+    pairs = load_pairs(path)
+    note = f"{len(pairs)} pairs from {path.name}"
+    return StudySource(SELF_GENERATED, "self-generated", GivenPairs(pairs, LabelsUsed.SELF_GENERATED_PAIRS), note)
+
+
+def self_generated_file(given: Path | None, run: Path | None) -> Path | None:
+    """The file that was given, or the run's own where it has one."""
+    own = None if run is None else run / PAIRS_FILE
+    return given or (own if own is not None and own.is_file() else None)
+
+
+def sign_flipped(source: StudySource, seed: int) -> StudySource:
+    """The placebo of exchanged sides of a source's pairs."""
+    name = f"{source.name}, signs flipped"
+    if not isinstance(source.source, PairSource) or len(source.pairs) < 2:
+        return StudySource(name, "sign-flipped", None, f"left out with {source.name}")
+    return StudySource(
+        name, "sign-flipped", SignFlipped(source.source, seed), "hack and clean exchanged in half of them"
+    )
+
+
+def fitting(source: StudySource, tokenizer: PreTrainedTokenizerBase, room: int | None) -> StudySource:
+    """The source, or where its pairs are longer than the model's context the same left out, with the reason."""
+    if room is None or not source.pairs:
+        return source
+    lengths = [max(_length(tokenizer, pair, side) for side in (pair.hack, pair.clean)) for pair in source.pairs]
+    over = sum(length > room for length in lengths)
+    if not over:
+        return source
+    why = f"left out: {over} of {len(lengths)} pairs exceed the model's {room} tokens (up to {max(lengths)})"
+    return replace(source, source=None, note=why)
+
+
+def _length(tokenizer: PreTrainedTokenizerBase, pair: ContrastivePair, completion: str) -> int:
+    """Tokens of one side as it is read, end of turn included."""
+    messages = [dict(message) for message in pair.messages]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return 1 + sum(
+        len(tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"]) for t in (prompt, completion)
+    )
