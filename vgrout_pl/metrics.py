@@ -158,9 +158,9 @@ def window_statistics(rollouts: Rollouts, labels: Labels) -> dict[str, tuple[Ten
     rate("deploy/hack_rate", labels.hacked, own & rollouts.ablated)
     rate("deploy/solve_rate", labels.correct, own & rollouts.ablated)
     for route in (Route.KEEP, Route.ABSORB, Route.ROUTE):
-        rate(f"route/{route.name.lower()}_fraction", rollouts.routes == route)
-    rate("hack/routed_fraction", rollouts.routes == Route.ROUTE, own & labels.hacked)
-    rate("solve/routed_fraction", rollouts.routes == Route.ROUTE, own & labels.correct)
+        rate(f"route/{route.name.lower()}_fraction", rollouts.route_share(route))
+    rate("hack/routed_fraction", rollouts.route_share(Route.ROUTE), own & labels.hacked)
+    rate("solve/routed_fraction", rollouts.route_share(Route.ROUTE), own & labels.correct)
     if len(rollouts.reward_parts) > 1:
         for name, part in rollouts.reward_parts.items():
             rate(f"rewards/{name}", part, own & ~part.isnan())

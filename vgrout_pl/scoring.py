@@ -26,17 +26,18 @@ class RowStates:
     """Which state of the adapter each of N rows is scored in.
 
     Attributes:
-        key: int [N]; rows of equal key are in the same state.
-        enter: gives the context that puts the rows at an index (int [n], in that order) into their states.
+        key: int [N]; rows of equal key pass their prompts in the same state.
+        enter: gives the context that puts the rows at an index (int [n], in that order) into their states, for a pass
+            over so many positions of the prompt and so many tokens of the completion.
     """
 
     key: Tensor
-    enter: Callable[[Tensor], AbstractContextManager]
+    enter: Callable[[Tensor, int, int], AbstractContextManager]
 
     @classmethod
     def same(cls, rows: int, context: Callable[[], AbstractContextManager]) -> RowStates:
         """All rows in one state."""
-        return cls(torch.zeros(rows, dtype=torch.long), lambda _: context())
+        return cls(torch.zeros(rows, dtype=torch.long), lambda *_: context())
 
 
 def score_completions(
@@ -89,11 +90,10 @@ def score_completions(
     for index in [lengths.argsort(stable=True)] if equal_passes else length_buckets(lengths, PASS_TOKENS):
         longest = max(1, int(completion_mask[index].sum(1).max()))
         ids, mask = completion_ids[index, :longest], completion_mask[index, :longest]
-        with states.enter(index):
-            if prompts is None:
-                hidden = _whole_rows(policy, prompt_ids[index], prompt_mask[index], ids, mask, index, watch)
-            else:
-                hidden = prompts.continued(index, ids, mask, watch, equal_passes)
+        if prompts is None:
+            hidden = _whole_rows(policy, prompt_ids[index], prompt_mask[index], ids, mask, index, states, watch)
+        else:
+            hidden = prompts.continued(index, ids, mask, watch, equal_passes)
         scores = completion_logprobs(hidden, ids, head_of(base_of(policy)), temperature, chunk_tokens, entropy_gradient)
         pad = (0, completion_ids.shape[1] - longest)
         parts.append([torch.nn.functional.pad(torch.where(mask, score, 0.0), pad) for score in scores])
@@ -114,10 +114,10 @@ class _Prompts:
         place = torch.arange(len(pairs), device=pairs.device)
         first = torch.full((len(distinct),), len(pairs), device=pairs.device)
         first = first.scatter_reduce(0, self._pair_of, place, "amin")
-        self._decoder = base_of(policy).get_decoder()
+        self._decoder, self._states = base_of(policy).get_decoder(), states
         self._mask = prompt_mask[first].long()
         self._cache = PromptCache()
-        with states.enter(first):
+        with states.enter(first, prompt_ids.shape[1], 0):
             self._last = self._decoder(
                 input_ids=prompt_ids[first],
                 attention_mask=self._mask,
@@ -136,7 +136,7 @@ class _Prompts:
         if not fed:
             return self._last[pair]
         whole = torch.cat([self._mask[pair], mask[:, :fed].long()], 1)
-        with nullcontext() if watch is None else watch(index, mask):
+        with self._states.enter(index, 0, fed), nullcontext() if watch is None else watch(index, mask):
             hidden = self._decoder(
                 input_ids=ids[:, :fed],
                 attention_mask=whole,
@@ -154,11 +154,13 @@ def _whole_rows(
     ids: Tensor,
     mask: Tensor,
     index: Tensor,
+    states: RowStates,
     watch: Watch | None,
 ) -> Tensor:
     whole = torch.cat([prompt_mask, mask], 1)
     completion = torch.cat([torch.zeros_like(prompt_mask), mask], 1)
-    with nullcontext() if watch is None else watch(index, completion):
+    entered = states.enter(index, prompt_ids.shape[1], ids.shape[1])
+    with entered, nullcontext() if watch is None else watch(index, completion):
         hidden = (
             base_of(policy)
             .get_decoder()(

@@ -91,7 +91,7 @@ class Rollouts:
         rewards: [N].
         reward_parts: name of each reward function -> [N], NaN where it gave none.
         advantages: [N].
-        routes: int [N], values of ``Route``.
+        routes: int [N], values of ``Route``; [N, T] where each completion token has a route of its own, padding ABSORB.
         old_logprobs: [N, T] under each row's own sampling state, at the start of the window.
         start_logprobs: [N, T] in the state each row trains in, at the start of the window; None in its first update.
         reference_logprobs: [N, T] under the policy without its adapter, or None.
@@ -123,6 +123,13 @@ class Rollouts:
 
     def __len__(self) -> int:
         return len(self.problem_ids)
+
+    def route_share(self, route: int) -> Tensor:
+        """Share of each row's completion tokens on a route, float [N]: 0 or 1 where whole rows are routed."""
+        if self.routes.dim() == 1:
+            return (self.routes == route).float()
+        mask = self.completion_mask
+        return ((self.routes == route) & mask).sum(1) / mask.sum(1).clamp_min(1)
 
     def rows(self, index: Tensor) -> Rollouts:
         """Return the rows at ``index`` (int [n]), in that order."""

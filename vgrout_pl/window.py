@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vgrout_pl.adapters import ablated, reference_policy, routed
+from vgrout_pl.adapters import Route, ablated, reference_policy, routed
 from vgrout_pl.functional import constant_groups
 from vgrout_pl.groups import sample_window
 from vgrout_pl.objective import (
@@ -131,19 +131,23 @@ def _store(out: Tensor, index: Tensor, values: Tensor) -> None:
 def sampling_states(module: GRPOModule, rows: Rollouts) -> RowStates:
     """Each row in the state that sampled it."""
 
-    def enter(index: Tensor) -> AbstractContextManager[None]:
+    def enter(index: Tensor, prompt: int, tokens: int) -> AbstractContextManager[None]:
         return ablated(module.policy, rows=rows.ablated[index])
 
     return RowStates(rows.ablated, enter)
 
 
 def training_states(module: GRPOModule, rows: Rollouts) -> RowStates:
-    """Each row in the state of its route."""
+    """Each row in the state of its route; where tokens have routes of their own, prompts see and train both blocks."""
+    by_token = rows.routes.dim() == 2
 
-    def enter(index: Tensor) -> AbstractContextManager[None]:
-        return routed(module.policy, rows.routes[index])
+    def enter(index: Tensor, prompt: int, tokens: int) -> AbstractContextManager[None]:
+        routes = rows.routes[index]
+        if by_token:
+            routes = torch.nn.functional.pad(routes[:, :tokens], (prompt, 0), value=int(Route.ABSORB))
+        return routed(module.policy, routes)
 
-    return RowStates(rows.routes, enter)
+    return RowStates(torch.zeros_like(rows.ablated, dtype=torch.long) if by_token else rows.routes, enter)
 
 
 def score_rows(
@@ -175,5 +179,7 @@ def trimmed(rows: Rollouts) -> Rollouts:
         value = getattr(rows, name)
         if value is not None:
             setattr(rows, name, value[:, :longest])
+    if rows.routes.dim() == 2:
+        rows.routes = rows.routes[:, :longest]
     rows.prompt_ids, rows.prompt_mask = rows.prompt_ids[:, first:], rows.prompt_mask[:, first:]
     return rows

@@ -154,14 +154,14 @@ def test_composed_states_take_blocks_away_and_never_give_them_back():
     state = RouteState()
     state.change(routes=as_routes([0, 1, 2, 3]))
     state.change(without=("quarantine",), rows=as_rows([True, False, False, False]))
-    assert state.plan.forward_gates.tolist() == [[1, 0], [1, 0], [1, 1], [1, 1]]
-    assert state.plan.gradient_gates.tolist() == [[1, 0], [1, 0], [1, 1], [0, 1]]
+    assert state.plan.forward_gates[:, 0].tolist() == [[1, 0], [1, 0], [1, 1], [1, 1]]
+    assert state.plan.gradient_gates[:, 0].tolist() == [[1, 0], [1, 0], [1, 1], [0, 1]]
     state.change(without=("deployed",), rows=as_rows([True, True, True, False]))
-    assert state.plan.forward_gates.tolist() == [[0, 0], [0, 0], [0, 1], [1, 1]]
-    assert state.plan.gradient_gates.tolist() == [[0, 0], [0, 0], [0, 1], [0, 1]]
+    assert state.plan.forward_gates[:, 0].tolist() == [[0, 0], [0, 0], [0, 1], [1, 1]]
+    assert state.plan.gradient_gates[:, 0].tolist() == [[0, 0], [0, 0], [0, 1], [0, 1]]
     state.change(without=("deployed",), rows=True)
     assert state.plan.blocks == ("quarantine",)
-    assert state.plan.forward_gates.tolist() == [[0], [0], [1], [1]]
+    assert state.plan.forward_gates[:, 0].tolist() == [[0], [0], [1], [1]]
 
 
 def test_rows_without_a_mask_cost_no_mask():
@@ -176,8 +176,8 @@ def test_rows_without_a_mask_cost_no_mask():
     ("call", "message"),
     [
         (lambda: as_routes([0, 4]), r"expected values of Route \(0..3\); got \[0, 4\]"),
-        (lambda: as_routes([[0]]), r"expected an int tensor \[rows\]"),
-        (lambda: as_routes([True]), r"expected an int tensor \[rows\]; got torch.bool"),
+        (lambda: as_routes([[[0]]]), r"expected an int tensor \[rows\] or \[rows, positions\]"),
+        (lambda: as_routes([True]), r"expected an int tensor .*; got torch.bool"),
         (lambda: as_rows([1, 0]), r"expected a bool tensor \[rows\]; got torch.int64"),
     ],
 )

@@ -134,5 +134,5 @@ def test_fresh_test_problems_are_new_texts_and_a_function_of_their_seed(tmp_path
         assert not texts(fresh, "test") & texts(usual, split)
     assert texts(fresh, "train") == texts(usual, "train")
     assert len(fresh.splits["test"]) == len(usual.splits["test"])
-    with pytest.raises(ValueError, match="data.test_seed: expected null beside files"):
+    with pytest.raises(ValueError, match=r"data.test_seed: expected null beside files"):
         ProblemDataModule(problems="train.jsonl", eval_problems="test.jsonl", test_seed=1)

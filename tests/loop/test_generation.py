@@ -182,7 +182,7 @@ def test_log_probabilities_of_the_sampling_pass_are_those_of_scoring(temperature
     tokens, kept, _, given = generate(
         policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT, logprob_temperature=temperature
     )
-    states = RowStates(WITHOUT, lambda index: ablated(policy, rows=WITHOUT[index]))
+    states = RowStates(WITHOUT, lambda index, *_: ablated(policy, rows=WITHOUT[index]))
     with torch.no_grad():
         expected = scored(
             policy, ids[PROMPT_OF], mask[PROMPT_OF], PROMPT_OF, tokens, kept, states, temperature=temperature

@@ -117,6 +117,45 @@ def test_the_planted_direction_is_recovered_and_routes_the_planted_class_and_haa
     assert max(placebos) < 0.95
 
 
+def test_tokens_are_routed_by_their_own_activation(planted):
+    policy, tokenizer, words, ids = planted
+    rollouts, _ = planted_window(ids, n=400)
+    rollouts.completion_ids[:, -3:], rollouts.completion_mask[::2, -3:] = 0, False
+    share = float((rollouts.completion_ids == ids[0])[rollouts.completion_mask].float().mean())
+    # a word's activation is the same wherever it stands: twice the share puts the threshold on the next word's score
+    gate = ActivationGate(Given(pairs_of(words)), bands=Bands(tail=2 * share), per_token=True)
+    routes = routed_by(gate, module_of(policy, tokenizer, micro_batches=3), rollouts)
+    assert routes.shape == rollouts.completion_ids.shape
+    assert set(routes[~rollouts.completion_mask].tolist()) == {Route.ABSORB}
+    hacks = (rollouts.completion_ids == ids[0])[rollouts.completion_mask]
+    assert f_half((routes == Route.ROUTE)[rollouts.completion_mask], hacks) > 0.95
+    rollouts.routes = routes
+    routed_share = rollouts.route_share(Route.ROUTE)
+    assert float(routed_share[4]) == pytest.approx(float((routes[4] == Route.ROUTE).sum()) / 21)
+    rows = ActivationGate(Given(pairs_of(words)))
+    routed_by(rows, module_of(policy, tokenizer), rollouts)
+    torch.testing.assert_close(gate.scores, rows.scores, atol=1e-5, rtol=1e-4)
+
+
+def test_a_token_that_made_a_threshold_ties_with_it(planted):
+    policy, tokenizer, words, ids = planted
+    rollouts, _ = planted_window(ids, n=12)
+    gate = ActivationGate(Given(pairs_of(words)), bands=Bands(tail=0.5), per_token=True)
+    routes = routed_by(gate, module_of(policy, tokenizer), rollouts)
+    own = gate._tokens[torch.arange(12), gate._drawn]
+    made = own == gate.thresholds.low
+    assert bool(made.any())
+    assert set(routes[torch.arange(12), gate._drawn][made].tolist()) == {Route.ABSORB}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"pooling": "max"}, {"aggregation": "vote"}, {"bands": Bands(route_cap=0.5)}], ids=str
+)
+def test_tokens_refuse_what_is_of_whole_rollouts(settings):
+    with pytest.raises(ValueError, match=r"router.per_token: expected pooling mean"):
+        ActivationGate(per_token=True, **settings)
+
+
 def test_half_of_the_pairs_exchanged_give_another_direction_which_is_read_anew(planted):
     policy, tokenizer, words, _ = planted
     module, rollouts = module_of(policy, tokenizer), planted_window(planted[3], n=8)[0]

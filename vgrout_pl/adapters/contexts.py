@@ -16,7 +16,8 @@ Rows = Tensor | Sequence[bool] | None
 def set_routes(model: nn.Module, routes: Tensor | Sequence[int]) -> None:
     """Route the batch rows until :func:`clear_routes`, e.g. until after a backward that re-runs the forward.
 
-    ``routes`` is an int tensor [rows] of :class:`~vgrout_pl.adapters.state.Route`. ValueError for other values.
+    ``routes`` is an int tensor [rows] of :class:`~vgrout_pl.adapters.state.Route`, or [rows, positions] for passes of
+    that many positions, each with a route of its own. ValueError for other values.
     """
     route_state(model).change(routes=as_routes(routes))
 

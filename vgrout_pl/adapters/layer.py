@@ -149,6 +149,11 @@ class RoutedLayer(LoraLinear):
                 f"{self.module_name}: the model's routes and rows are for a batch of {plan.rows}; got {x.shape[0]}; "
                 "give one route per batch row, already expanded for several samples per prompt"
             )
+        if plan.positions is not None and x.shape[1] != plan.positions:
+            raise ValueError(
+                f"{self.module_name}: the model's routes are for {plan.positions} positions; got {x.shape[1]}; "
+                "give a route for each position of the pass"
+            )
         if torch.is_grad_enabled():
             self._decode_step = None
             dtype = self._dtype(x)
@@ -174,7 +179,8 @@ class RoutedLayer(LoraLinear):
             mask, _ = plan.masks(self.r[BLOCKS[0]], self.stack_copies, x.device, dtype)
             out = add_update(base.to(dtype), x.to(dtype), left.t(), right.t(), mask).to(base.dtype)
         self._decode_step = None
-        if x.dim() == 3 and not torch.is_autocast_enabled(kind) and not torch.compiler.is_compiling():
+        decodes = plan.positions is None and not torch.is_autocast_enabled(kind) and not torch.compiler.is_compiling()
+        if x.dim() == 3 and decodes:
             sources = [tensor for name in plan.blocks for tensor in self.sources(name)]
             self._decode_step = DecodeStep(
                 plan=plan,

@@ -46,8 +46,9 @@ class Plan:
 
     Attributes:
         blocks: names of the blocks that at least one row sees, in the order of :data:`BLOCKS`.
-        forward_gates: float [rows, len(blocks)], 1 where the row sees the block; None: every row sees every block.
-        gradient_gates: float [rows, len(blocks)], 1 where the row trains the block; None: as ``forward_gates``.
+        forward_gates: float [rows, 1, len(blocks)], or [rows, positions, len(blocks)] where a row's positions differ, 1
+            where the row sees the block; None: every row sees every block.
+        gradient_gates: of the same shape, 1 where the row trains the block; None: as ``forward_gates``.
         rows: the batch size the gates were made for; None where there are no gates.
         merged: some blocks are inside the base weights for now; ``blocks`` are the others.
     """
@@ -63,7 +64,7 @@ class Plan:
     def masks(
         self, rank: int, copies: int, device: torch.device, dtype: torch.dtype
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Forward and gradient mask, each [rows, 1, copies * len(blocks) * rank] or None, over stacked bottlenecks."""
+        """Forward and gradient mask on stacked bottlenecks, [rows, 1 or T, copies * len(blocks) * rank] or None."""
         if self.rows is None:
             return None, None
         key = (rank, copies, device, dtype)
@@ -74,11 +75,17 @@ class Plan:
             )
         return self._masks[key]
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions the gates were made for; None where a row's positions are all gated alike."""
+        sizes = [gates.shape[1] for gates in (self.forward_gates, self.gradient_gates) if gates is not None]
+        return max(sizes) if sizes and max(sizes) > 1 else None
+
     def restricted(self, names: tuple[str, ...]) -> Plan:
         """This plan without the blocks that are not in ``names``; the same object for the same names."""
         if names not in self._parts:
             kept = [i for i, block in enumerate(self.blocks) if block in names]
-            gates = [None if g is None else g[:, kept] for g in (self.forward_gates, self.gradient_gates)]
+            gates = [None if g is None else g[..., kept] for g in (self.forward_gates, self.gradient_gates)]
             blocks = tuple(self.blocks[i] for i in kept)
             self._parts[names] = Plan(blocks, gates[0], gates[1], self.rows, self.merged)
         return self._parts[names]
@@ -87,14 +94,16 @@ class Plan:
 def _spread(gates: Tensor | None, rank: int, copies: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
     if gates is None:
         return None
-    return gates.to(device, dtype).repeat_interleave(rank, dim=1).repeat(1, copies).unsqueeze(1)
+    return gates.to(device, dtype).repeat_interleave(rank, dim=2).repeat(1, 1, copies)
 
 
 def as_routes(routes: Tensor | Sequence[int]) -> Tensor:
-    """Routes as an int64 CPU tensor [rows]; ValueError for another shape or an unknown route."""
+    """Routes as an int64 CPU tensor [rows] or [rows, positions]; ValueError for another shape or an unknown route."""
     tensor = torch.as_tensor(routes).detach().cpu()
-    if tensor.dim() != 1 or tensor.dtype.is_floating_point or tensor.dtype == torch.bool:
-        raise ValueError(f"routes: expected an int tensor [rows]; got {tensor.dtype} {list(tensor.shape)}")
+    if tensor.dim() not in (1, 2) or tensor.dtype.is_floating_point or tensor.dtype == torch.bool:
+        raise ValueError(
+            f"routes: expected an int tensor [rows] or [rows, positions]; got {tensor.dtype} {list(tensor.shape)}"
+        )
     if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < len(Route):
         raise ValueError(f"routes: expected values of Route (0..{len(Route) - 1}); got {sorted(set(tensor.tolist()))}")
     return tensor.long()
@@ -125,7 +134,7 @@ class RouteState:
     """Routes and switched-off blocks of a model; shared by its routed layers, changed only through the contexts.
 
     Attributes:
-        routes: int64 [rows] or None (every row NONE).
+        routes: int64 [rows], or [rows, positions] of one forward pass, or None (every row NONE).
         without: per block, the rows that must not see it: False (none), True (all) or bool [rows].
         merged: blocks that are merged into the base weights.
         plan: what the layers follow; re-made by :meth:`change`.
@@ -170,14 +179,15 @@ def _resolve(routes: Tensor | None, without: dict[str, Tensor | bool], merged: t
     if rows is None:
         return Plan(tuple(b for b in BLOCKS if without[b] is False and b not in merged), merged=bool(merged))
     routes = torch.zeros(rows, dtype=torch.long) if routes is None else routes
+    routes = routes.view(rows, -1)
     hidden = torch.stack([torch.as_tensor(without[b]).expand(rows) for b in BLOCKS], dim=1)
-    sees = ~hidden
-    sees[:, 1] &= _SEES_QUARANTINE[routes]
+    sees = (~hidden).unsqueeze(1).repeat(1, routes.shape[1], 1)
+    sees[..., 1] &= _SEES_QUARANTINE[routes]
     trains = sees.clone()
-    trains[:, 0] &= _TRAINS_DEPLOYED[routes]
-    used = sees.any(dim=0) & torch.tensor([b not in merged for b in BLOCKS])
+    trains[..., 0] &= _TRAINS_DEPLOYED[routes]
+    used = sees.flatten(0, 1).any(dim=0) & torch.tensor([b not in merged for b in BLOCKS])
     blocks = tuple(b for b, on in zip(BLOCKS, used.tolist(), strict=True) if on)
-    sees, trains = sees[:, used], trains[:, used]
+    sees, trains = sees[..., used], trains[..., used]
     if bool(trains.all()):
         return Plan(blocks=blocks, merged=bool(merged))
     forward = None if bool(sees.all()) else sees.float()

@@ -62,7 +62,7 @@ class RolloutLog(WindowObserver, Callback):
             "tokens": int(rollouts.completion_mask[row].sum()),
             "reward": float(rollouts.rewards[row]),
             "advantage": float(rollouts.advantages[row]),
-            "route": Route(int(rollouts.routes[row])).name.lower(),
+            "route": _route(rollouts, row),
             "grade": {
                 "format_ok": grade.format_ok,
                 "compiles": grade.compiles,
@@ -73,3 +73,10 @@ class RolloutLog(WindowObserver, Callback):
                 "error": grade.error,
             },
         }
+
+
+def _route(rollouts: Rollouts, row: int) -> str | list[str]:
+    """The row's route, or one for each of its tokens."""
+    if rollouts.routes.dim() == 1:
+        return Route(int(rollouts.routes[row])).name.lower()
+    return [Route(route).name.lower() for route in rollouts.routes[row, rollouts.completion_mask[row]].tolist()]

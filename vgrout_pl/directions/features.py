@@ -20,6 +20,7 @@ from vgrout_pl.scoring import Watch
 
 Site = Literal["bottleneck", "residual", "output"]
 Pooling = Literal["mean", "last_quarter", "max"]
+Into = Callable[[Tensor], Tensor]
 
 
 class TokenRows(Protocol):
@@ -159,13 +160,61 @@ class ActivationReader(Reader):
         hooked = self._hooked(policy)
 
         def watch(index: Tensor, mask: Tensor) -> AbstractContextManager[None]:
-            return _hooks(hooked, lambda place, values: _keep(found, place, total, index, values), mask, self.pooling)
+            def take(place: int, hidden: Tensor, into: Into | None) -> None:
+                # the maps are linear: pooling first costs a factor of r less
+                if into is None or self.pooling != "max":
+                    values = pooled(hidden, mask, self.pooling)
+                    values = values if into is None else into(values)
+                else:
+                    values = pooled(into(hidden), mask, self.pooling)
+                _keep(found, place, total, index, values)
+
+            return _hooks(hooked, mask, take)
 
         with torch.no_grad():
             logprobs = score(rows, watch, True)
         return torch.cat([found[place] for place in range(len(hooked))], 1), logprobs
 
-    def _hooked(self, policy: PeftModel) -> list[tuple[nn.Module, Callable[[Tensor], Tensor] | None]]:
+    def read_tokens(
+        self, policy: PeftModel, rows: TokenRows, score: Score, direction: Tensor, drawn: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Score each token along a direction, and read one token's features a row, in one batched pass.
+
+        The score of a token is ``sum_m <h_m, v_m>`` of its own h; their mean over a completion is the row's, pooled by
+        ``mean``.
+
+        Args:
+            policy: the model that ``score`` runs.
+            rows: N completions of at least one token each.
+            score: runs them.
+            direction: v [F].
+            drawn: int [N], the token of each row whose features are returned.
+
+        Returns:
+            features float32 [N, F], scores float32 [N, T] (0 where there is no token), log-probabilities [N, T].
+        """
+        total = len(rows.completion_ids)
+        found: dict[int, Tensor] = {}
+        hooked = self._hooked(policy)
+        parts = direction.float().split(list(self.layout(policy).widths))
+        scores = torch.zeros(rows.completion_ids.shape, device=rows.completion_ids.device)
+
+        def watch(index: Tensor, mask: Tensor) -> AbstractContextManager[None]:
+            first = int(mask.any(0).nonzero()[0])
+
+            def take(place: int, hidden: Tensor, into: Into | None) -> None:
+                tokens = hidden[:, first:].float() if into is None else into(hidden[:, first:])
+                own = tokens @ parts[place].to(tokens.device)
+                scores[index, : own.shape[1]] += own.where(mask[:, first:], 0.0)
+                _keep(found, place, total, index, tokens[torch.arange(len(tokens)), drawn[index]])
+
+            return _hooks(hooked, mask, take)
+
+        with torch.no_grad():
+            logprobs = score(rows, watch, True)
+        return torch.cat([found[place] for place in range(len(hooked))], 1), scores, logprobs
+
+    def _hooked(self, policy: PeftModel) -> Sequence[tuple[nn.Module, Into | None]]:
         """Modules, and the map from a module's input (None: its output is read as it is) to the feature."""
         if self.site == "residual":
             return [(layer, None) for _, layer in self._decoder_layers(policy)]
@@ -210,28 +259,20 @@ def _keep(found: dict[int, Tensor], place: int, total: int, index: Tensor, value
 
 @contextmanager
 def _hooks(
-    hooked: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor] | None]],
-    keep: Callable[[int, Tensor], None],
-    mask: Tensor,
-    pooling: Pooling,
+    hooked: Sequence[tuple[nn.Module, Into | None]], mask: Tensor, take: Callable[[int, Tensor, Into | None], None]
 ) -> Iterator[None]:
-    def on(place: int, into: Callable[[Tensor], Tensor] | None) -> Callable[..., None]:
+    """Hand ``take`` each module's place, what it is read from [n, s, d], and the map from that to the feature."""
+
+    def on(place: int, into: Into | None) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             x = args[0] if into is not None else output[0] if isinstance(output, tuple) else output
-            with torch.autocast(x.device.type, enabled=False):
-                take(module, x)
-
-        def take(module: nn.Module, x: Tensor) -> None:
-            if into is None:
-                keep(place, pooled(x, mask, pooling))
-                return
-            if x.shape[:2] != mask.shape:
+            if into is not None and x.shape[:2] != mask.shape:
                 raise ValueError(
                     f"{getattr(module, 'module_name', '')}: expected inputs [rows, tokens, d_in] with "
                     f"{list(mask.shape)}; got {list(x.shape)}; read site residual of this architecture"
                 )
-            # the maps are linear: pooling first costs a factor of r less
-            keep(place, pooled(into(x), mask, pooling) if pooling == "max" else into(pooled(x, mask, pooling)))
+            with torch.autocast(x.device.type, enabled=False):
+                take(place, x, into)
 
         return hook
 

@@ -45,7 +45,12 @@ class MicroBatchLoss(NamedTuple):
 
 
 def sampled_elsewhere(routes: Tensor, ablated: Tensor) -> Tensor:
-    """Mark the rows whose training forward is another than the one that sampled them: (route is KEEP) != ablated."""
+    """Mark the rows [N] whose training forward is another than the one that sampled them.
+
+    (route is KEEP) != ablated; for routes [N, T] of tokens, whose prompts see both blocks: any KEEP, or ablated.
+    """
+    if routes.dim() == 2:
+        return (routes == Route.KEEP).any(1) | ablated
     return (routes == Route.KEEP) != ablated
 
 

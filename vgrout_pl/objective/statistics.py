@@ -47,7 +47,7 @@ def loss_statistics(
         statistics["kl"] = (result.kl / some, tokens)
     ratio = torch.exp(result.off_policy)
     for route in (Route.KEEP, Route.ABSORB, Route.ROUTE):
-        chosen = mask & (rows.routes == route).unsqueeze(-1)
+        chosen = mask & (rows.routes == route).view(len(rows), -1)
         count = chosen.sum()
         statistics[f"route/ratio_{route.name.lower()}"] = (masked_sum(ratio, chosen) / count.clamp_min(1), count)
     if objective.importance != "none":

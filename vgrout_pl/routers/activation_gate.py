@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vgrout_pl.adapters import Route
 from vgrout_pl.directions.direction_source import DirectionSource
 from vgrout_pl.directions.features import ActivationReader, Pooling, Site
 from vgrout_pl.directions.pair_sources import AuthoredPairs
 from vgrout_pl.directions.scores import Aggregation
 from vgrout_pl.routers.bands import Bands
 from vgrout_pl.routers.gate import Gate
+from vgrout_pl.seeding import derived_uniform
+from vgrout_pl.types import Rollouts
+
+if TYPE_CHECKING:
+    from vgrout_pl.module import GRPOModule
 
 
 class ActivationGate(Gate):
@@ -19,7 +31,9 @@ class ActivationGate(Gate):
     The signed inits (scorda) take the pairs' direction out of the deployed block, so that its bottleneck cannot see
     what those pairs show: read site ``residual`` there, or take another init.
 
-    Routes are given to whole rollouts: the adapter's masks act on rows. ``pooling: max`` lets a single token decide.
+    ``per_token`` gives each completion token a route of its own: it gates what is computed at that token's position. A
+    token is scored by its own activation; the thresholds are quantiles over one token, drawn by hash, of each rollout.
+    Prompts then see and train both blocks. Without it, ``pooling: max`` lets a single token decide for its rollout.
 
     Args:
         direction: where the direction comes from; None: authored pairs.
@@ -30,6 +44,7 @@ class ActivationGate(Gate):
         refresh_every: windows between two extractions; 0: one extraction for the run.
         bands: thresholds and buffer.
         pair_batch_size: pairs read together at an extraction.
+        per_token: routes for tokens rather than rollouts.
     """
 
     name = "route_a"
@@ -44,6 +59,54 @@ class ActivationGate(Gate):
         refresh_every: int = 5,
         bands: Bands = Bands(),  # noqa: B008 - frozen
         pair_batch_size: int = 8,
+        per_token: bool = False,
     ):
-        reader = ActivationReader(site, layers, pooling)
-        super().__init__(direction or AuthoredPairs(), reader, aggregation, refresh_every, bands, pair_batch_size)
+        if per_token and (pooling, aggregation, bands.route_cap) != ("mean", "dot", None):
+            raise ValueError(
+                "router.per_token: expected pooling mean, aggregation dot and no bands.route_cap, which are of whole "
+                f"rollouts; got {pooling}, {aggregation} and {bands.route_cap}"
+            )
+        self.activations = ActivationReader(site, layers, pooling)
+        super().__init__(
+            direction or AuthoredPairs(), self.activations, aggregation, refresh_every, bands, pair_batch_size
+        )
+        self.per_token = per_token
+        self._drawn = torch.empty(0, dtype=torch.long)
+        self._tokens = torch.empty(0, 0)
+
+    @classmethod
+    def run_name(cls, settings: Mapping[str, Any]) -> str:
+        """Append ``-tokens`` where tokens are routed."""
+        return super().run_name(settings) + ("-tokens" if settings.get("per_token") else "")
+
+    def read(self, module: GRPOModule, rollouts: Rollouts, varied: Tensor) -> Tensor | None:
+        """Read the rows; of tokens, draw the one of each row that enters the buffer."""
+        if self.per_token:
+            lengths = rollouts.completion_mask.sum(1)
+            first = module.global_rank * len(rollouts)
+            drawn = [derived_uniform("route token", rollouts.step, first + row) for row in range(len(rollouts))]
+            self._drawn = (torch.tensor(drawn, device=lengths.device) * lengths).long().clamp_max(lengths - 1)
+            self._tokens = torch.zeros(rollouts.completion_ids.shape, device=lengths.device)
+        return super().read(module, rollouts, varied)
+
+    def _read_batch(self, module: GRPOModule, part: Rollouts, batch: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.per_token:
+            return super()._read_batch(module, part, batch)
+        assert self.layout is not None
+        direction = torch.zeros(self.layout.size) if self.direction is None else self.direction
+        features, scores, logprobs = self.activations.read_tokens(
+            module.policy, part, self._score(module), direction, self._drawn[batch]
+        )
+        self._tokens[batch, : scores.shape[1]] = scores
+        return features, logprobs
+
+    def _cut(self, rollouts: Rollouts, window: Tensor) -> Tensor:
+        """Tokens by their own scores; a drawn token's is that of its image in the buffer."""
+        if not self.per_token:
+            return super()._cut(rollouts, window)
+        mask, rows = rollouts.completion_mask, torch.arange(len(rollouts), device=window.device)
+        self._tokens[rows, self._drawn] = window[self._place].to(self._tokens)
+        self.scores = self._tokens.sum(1) / mask.sum(1)
+        routes = torch.full_like(rollouts.completion_ids, int(Route.ABSORB))
+        routes[mask] = self.bands.cut(self._tokens[mask], self.thresholds)
+        return routes

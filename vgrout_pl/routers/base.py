@@ -75,7 +75,11 @@ class Router(Callback):
         return None
 
     def route(self, rollouts: Rollouts, labels: Labels | None) -> Tensor:
-        """Return the route of each row: int [N], values of :class:`~vgrout_pl.adapters.Route`."""
+        """Return the route of each row: int [N], values of :class:`~vgrout_pl.adapters.Route`.
+
+        Or [N, T] for a route of each completion token: it gates what is computed at that token's position, and the
+        prompt's positions see and train both blocks.
+        """
         raise NotImplementedError
 
     def visible(self, rollouts: Rollouts) -> Rollouts:
@@ -96,12 +100,15 @@ class Router(Callback):
         routes = self.route(self.visible(rollouts), labels if self.sees_labels else None).cpu()
         known = [int(route) for route in Route]
         whole = routes.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
-        if not whole or routes.shape != (len(rollouts),) or not bool(torch.isin(routes, torch.tensor(known)).all()):
+        shapes = ((len(rollouts),), tuple(rollouts.completion_ids.shape))
+        if not whole or routes.shape not in shapes or not bool(torch.isin(routes, torch.tensor(known)).all()):
             raise ValueError(
-                f"{type(self).__name__}.route: expected {len(rollouts)} routes out of {known}; got shape "
-                f"{tuple(routes.shape)} of {routes.dtype} with values {sorted(set(routes.flatten().tolist()))[:8]}"
+                f"{type(self).__name__}.route: expected {len(rollouts)} routes out of {known}, or as many for each of "
+                f"{shapes[1][1]} tokens; got shape {tuple(routes.shape)} of {routes.dtype} with values "
+                f"{sorted(set(routes.flatten().tolist()))[:8]}"
             )
-        return routes.to(rollouts.completion_ids.device)
+        routes = routes.to(rollouts.completion_ids.device)
+        return routes if routes.dim() == 1 else routes.where(rollouts.completion_mask, int(Route.ABSORB))
 
     def measurements(self) -> dict[str, float]:
         """Label-free numbers about the latest window, under their public names in the log."""

@@ -49,7 +49,7 @@ def routing_statistics(
     rewarded = labels.hacked | labels.correct
     statistics: dict[str, float] = {}
     if Route.ROUTE in router.gives:
-        routed = rollouts.routes == Route.ROUTE
+        routed = rollouts.route_share(Route.ROUTE) >= 0.5
         statistics["route/f05"] = f_half(*_of_all(module, routed, labels.hacked, rewarded))
     if router.scores is not None:
         scores = router.scores.to(rewarded.device)

@@ -101,11 +101,15 @@ class Gate(Router):
         order = micro_batches(rollouts, rows, module.trainer.accumulate_grad_batches)
         for batch in order:
             part = trimmed(rollouts.rows(batch))
-            read, found = self.reader.read(module.policy, part, self._score(module))
+            read, found = self._read_batch(module, part, batch)
             features.append(read)
             logprobs[batch, : found.shape[1]] = found
         back = torch.cat(list(order)).argsort()
         return torch.cat(features)[back], logprobs
+
+    def _read_batch(self, module: GRPOModule, part: Rollouts, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [n, F] and log-probabilities [n, t] of ``part``, the window's rows at ``batch`` (int [n])."""
+        return self.reader.read(module.policy, part, self._score(module))
 
     def _score(self, module: GRPOModule) -> Any:
         """Passes over rows with the quarantine ablated, as the step itself would make them."""
@@ -163,7 +167,11 @@ class Gate(Router):
         if self.buffer.seen < max(self.bands.warmup, 1):
             return absorbed
         self.thresholds = self.bands.thresholds(kept, weights, self.buffer.marks[:, 0].to(kept.device))
-        return self.bands.cut(window, self.thresholds)[self._place].cpu()
+        return self._cut(rollouts, window).cpu()
+
+    def _cut(self, rollouts: Rollouts, window: Tensor) -> Tensor:
+        """Routes of this process' rows, given the scores [N'] of those of all processes."""
+        return self.bands.cut(window, self.thresholds)[self._place]
 
     def _scored(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores of the window's rows and of the buffer, and the buffer's weights.
