@@ -30,6 +30,12 @@ def condensed(message: str) -> str:
             f"router: expected {known} or the import path of another Router; got "
             f"{given.group(1) if given else 'something else'}; use --config configs/router/<name>.yaml"
         )
+    if 'key "model.engine"' in message and "dot import path" in message:
+        given = re.search(r"Given value: (\S+)", message)
+        return (
+            "model.engine: expected null, vgrout_pl.engines.ServerEngine or the import path of another RolloutEngine; "
+            f"got {given.group(1) if given else 'something else'}; use --config configs/engine/server.yaml"
+        )
     line = re.sub(r"\s+", " ", "; ".join(part.strip(" -") for part in message.splitlines() if part.strip(" -")))
     line = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line)
     line = re.sub(r'Parser key "([^"]+)":;? ?', r"\1: ", line)

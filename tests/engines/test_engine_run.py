@@ -3,8 +3,11 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 
 import pytest
+import torch
 
 from tests.engines.lora_server import LoraServer
 from vgrout_pl import organism
@@ -100,6 +103,39 @@ def test_a_run_goes_on_with_a_server_at_another_address(fit, server, capsys):
     assert len(steps(run)) == 2 and (run / "eval.json").is_file()
 
 
+@pytest.mark.full
+def test_two_processes_sample_what_one_does_and_one_of_them_loads(fit, server, tmp_path):
+    """The server is asked by both; adapters are exported and loaded once."""
+    size = (*TINY, "--trainer.max_steps=2", "--data.prompts_per_step=8", "--model.group_size=8")
+    one = fit(*size)
+    loads = sum(what == "load" for what, _ in server.log)
+    asked = [(body["prompt"], body["n"], body["seed"]) for body in server.asked]
+    server.asked.clear()
+    engine = "--model.engine.init_args"
+    root = tmp_path / "two"
+    command = [sys.executable, "cli.py", "fit", "--config=configs/demo.yaml", "--config=configs/engine/server.yaml"]
+    command += [
+        "--config=configs/strategy/ddp.yaml",
+        f"{engine}.base_url={server.url}",
+        f"{engine}.lora_dir={root}/lora",
+    ]
+    command += [*size, f"--trainer.default_root_dir={root}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "MEMBER: 2/2" in done.stdout
+    assert sum(what == "load" for what, _ in server.log) == 2 * loads and not server.loaded
+    assert sorted((body["prompt"], body["n"], body["seed"]) for body in server.asked) == sorted(asked)
+    rollouts = [(run / "rollouts.jsonl").read_text().splitlines() for run in (one, root / RUN)]
+    texts = [[json.loads(line)["completion"] for line in lines] for lines in rollouts]
+    assert sorted(texts[0]) == sorted(texts[1])
+    adapters = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in (one, root / RUN)]
+    for name, value in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], value, rtol=0, atol=1e-5)
+    for first, second in zip(steps(one), steps(root / RUN), strict=True):
+        assert float(second["grad_norm"]) == pytest.approx(float(first["grad_norm"]), rel=1e-3)
+        assert float(second["engine/logprob_gap"]) < 1e-4
+
+
 def test_what_can_be_is_checked_before_a_weight_is_read(fit, server, capsys, monkeypatch):
     def loaded(*_, **__):
         raise AssertionError("weights were read before the server was asked")
@@ -115,3 +151,12 @@ def test_the_engine_is_no_setting_of_runs_that_sample_in_process(tmp_path, capsy
     with pytest.raises(SystemExit):
         main(["fit", "--config=configs/demo.yaml", "--print_config"])
     assert "engine: null" in capsys.readouterr().out
+
+
+def test_an_engine_that_there_is_not(fit, capsys):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        fit("--model.engine=Nope")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert line.startswith("error: model.engine: expected null, vgrout_pl.engines.ServerEngine") and "Nope" in line

@@ -148,7 +148,7 @@ def engine_of(server, tmp_path, **options):
 def test_a_server_that_is_away(server, tmp_path):
     server.close()
     line = refused(engine_of(server, tmp_path, retries=1))
-    assert "model.engine.base_url: expected a server" in line and "Connection refused" in line
+    assert "model.engine.init_args.base_url: expected a server" in line and "Connection refused" in line
 
 
 def test_an_address_of_something_else(server, tmp_path):
@@ -158,7 +158,7 @@ def test_an_address_of_something_else(server, tmp_path):
 
 def test_a_model_that_is_not_served(server, tmp_path):
     line = refused(engine_of(server, tmp_path, model="Qwen/Qwen3-4B"))
-    assert "model.engine.model: expected a model" in line and "(organism)" in line and "Qwen/Qwen3-4B" in line
+    assert "model.engine.init_args.model: expected a model" in line and "(organism)" in line and "Qwen/Qwen3-4B" in line
 
 
 def test_too_little_room(server, tmp_path):
@@ -201,8 +201,8 @@ def test_adapters_of_every_kind_are_tried_before_the_model_is_loaded(server, tmp
     ],
 )
 def test_settings_that_make_no_sense(options, line):
-    with pytest.raises(ValueError, match=line):
-        ServerEngine(**{"base_url": "http://localhost:1", "lora_dir": "x", **options})
+    with pytest.raises(EngineError, match=line):
+        ServerEngine(**options).check("organism", CONFIG, 200)
 
 
 # ---------------------------------------------------------------- while it runs

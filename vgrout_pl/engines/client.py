@@ -60,11 +60,6 @@ class Client:
 
     def __init__(self, base_url: str, timeout_s: float, retries: int):
         self.url = base_url.rstrip("/").removesuffix("/v1")
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"model.engine.base_url: expected http://host:port or https://host:port; got {base_url!r}; give the "
-                "address that the server prints"
-            )
         self.timeout_s, self.retries = timeout_s, retries
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

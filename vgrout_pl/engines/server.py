@@ -50,8 +50,8 @@ class ServerEngine(RolloutEngine):
 
     def __init__(
         self,
-        base_url: str,
-        lora_dir: str,
+        base_url: str = "http://localhost:8000",
+        lora_dir: str = "runs/served",
         model: str | None = None,
         max_logprob_gap: float = 0.1,
         checked_rows: int = 16,
@@ -59,16 +59,6 @@ class ServerEngine(RolloutEngine):
         timeout_s: float = 600.0,
         retries: int = 4,
     ):
-        checks = {
-            "max_logprob_gap": (max_logprob_gap > 0, "a number above 0", max_logprob_gap),
-            "checked_rows": (checked_rows >= 1, "at least 1", checked_rows),
-            "concurrency": (concurrency >= 1, "at least 1", concurrency),
-            "timeout_s": (timeout_s > 0, "a number above 0", timeout_s),
-            "retries": (retries >= 0, "0 or more", retries),
-        }
-        for name, (holds, expected, got) in checks.items():
-            if not holds:
-                raise ValueError(f"model.engine.{name}: expected {expected}; got {got}")
         self.lora_dir, self.model, self.max_logprob_gap = lora_dir, model, max_logprob_gap
         self.checked_rows, self.concurrency = checked_rows, concurrency
         self._client = Client(base_url, timeout_s, retries)
@@ -87,6 +77,7 @@ class ServerEngine(RolloutEngine):
         """
         if self._served is not None:
             return
+        self._check_settings()
         base = path if self.model is None else self.model
         problems = [problem for problem in gathered(self._problem(base, tokens)) if problem is not None]
         if problems:
@@ -96,6 +87,21 @@ class ServerEngine(RolloutEngine):
         served.drop()
         self._served = served
 
+    def _check_settings(self) -> None:
+        """Not when they are set: the command line would tell of a mistake in many words."""
+        client = self._client
+        checks = {
+            "base_url": (client.url.startswith(("http://", "https://")), "http://host:port", client.url),
+            "max_logprob_gap": (self.max_logprob_gap > 0, "a number above 0", self.max_logprob_gap),
+            "checked_rows": (self.checked_rows >= 1, "at least 1", self.checked_rows),
+            "concurrency": (self.concurrency >= 1, "at least 1", self.concurrency),
+            "timeout_s": (client.timeout_s > 0, "a number above 0", client.timeout_s),
+            "retries": (client.retries >= 0, "0 or more", client.retries),
+        }
+        for name, (holds, expected, got) in checks.items():
+            if not holds:
+                raise EngineError(f"model.engine.init_args.{name}: expected {expected}; got {got}")
+
     def _problem(self, base: str, tokens: int) -> str | None:
         """What is wrong with the server as seen from this process, if anything."""
         url = self._client.url
@@ -103,18 +109,18 @@ class ServerEngine(RolloutEngine):
             listed = {entry["id"]: entry for entry in self._client.get("models")["data"]}
         except UnreachableError as error:
             return (
-                f"model.engine.base_url: expected a server at {url}; got no connection ({error.reason}); start it "
-                "first, or give its address"
+                f"model.engine.init_args.base_url: expected a server at {url}; got no connection "
+                f"({error.reason}); start it first, or give its address"
             )
         except (EngineError, KeyError, TypeError) as error:
             return (
-                f"model.engine.base_url: expected a server with /v1/models at {url}; got {error}; give the address of "
-                "an OpenAI-compatible server"
+                f"model.engine.init_args.base_url: expected a server with /v1/models at {url}; got {error}; "
+                "give the address of an OpenAI-compatible server"
             )
         if base not in listed:
             return (
-                f"model.engine.model: expected a model that {url} lists ({', '.join(sorted(listed))}); got {base!r}; "
-                "serve that model, or give the name it is served under"
+                f"model.engine.init_args.model: expected a model that {url} lists ({', '.join(sorted(listed))}); "
+                f"got {base!r}; serve that model, or give the name it is served under"
             )
         room = listed[base].get("max_model_len")
         if room is not None and tokens > room:
