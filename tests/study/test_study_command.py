@@ -13,6 +13,7 @@ from vgrout_pl.policy import load_base, load_tokenizer
 from vgrout_pl.study import __main__ as command
 from vgrout_pl.study.__main__ import main
 from vgrout_pl.study.model import Subject, tokenised
+from vgrout_pl.study.reading import readers, usable
 from vgrout_pl.study.rollouts import load_rollouts
 
 FEW = ["--haar", "110", "--n-generated", "3", "--folds", "3", "--sites"]
@@ -108,6 +109,15 @@ def test_files_and_a_model_do_and_what_cannot_be_read_is_left_out_with_the_reaso
     shown = capsys.readouterr().out
     assert "left out: site output, pooling mean: all features are 0 (the adapter has not trained)" in shown
     assert "left out: authored: 4 of 4 pairs exceed the model's 256 tokens" in shown
+
+
+def test_sites_that_an_adapter_lacks_are_left_out_before_any_weight_is_read():
+    subject = Subject("organism", RoutedLoraConfig(r=4, init="antipasto"), "float32", "antipasto")
+    left_out = []
+    chosen = readers(["gradient", "bottleneck"], ["mean", "max"])
+    kept = usable(subject, chosen, rows=10, directions=10, gibibytes=1.0, left_out=left_out.append)
+    assert [(site, pooling) for site, pooling, _ in kept] == [("bottleneck", "mean"), ("bottleneck", "max")]
+    assert len(left_out) == 1 and left_out[0].startswith("site gradient, pooling -: gradient features: expected LoRA")
 
 
 def test_a_completion_ends_its_turn_unless_the_stored_count_says_that_it_was_cut(tmp_path):

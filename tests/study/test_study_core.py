@@ -8,6 +8,7 @@ from vgrout_pl.directions.extract import mean_direction
 from vgrout_pl.directions.features import Layout
 from vgrout_pl.study import METRICS, ORACLE, Block, Design, Study
 from vgrout_pl.study.core import Family, facts
+from vgrout_pl.study.report import write_results
 
 LAYOUT = Layout(("a", "b", "c", "d"), (8, 8, 8, 8))
 PLANTED = haar_direction(LAYOUT, "planted")
@@ -115,6 +116,17 @@ def test_the_best_that_a_cut_allows_is_said():
     hacked = torch.tensor([True] * 40 + [False] * 60)
     study = Study(hacked, [str(i) for i in range(100)], Design())
     assert study.ceiling() == pytest.approx(1.25 * 0.25 / (0.25 + 0.25))  # 10 rows, all hacks: recall 0.25
+
+
+def test_the_report_warns_where_random_directions_reach_the_best_that_the_cut_allows(tmp_path):
+    about = {"model": "a model", "among": "rewarded", "selection": "all", "cpu_seconds": "1"}
+    for rate, warned in ((0.9, True), (0.3, False)):
+        features, hacked = world(n=120, rate=rate)
+        study = judged(features, hacked, {"planted": PLANTED}, haar=100)
+        write_results(tmp_path, study, [], about, ["site x: none"])
+        text = (tmp_path / "study.md").read_text()
+        assert ("draw to a lower --base-rate" in text) == warned
+        assert "- left out: site x: none" in text
 
 
 @pytest.mark.parametrize(
