@@ -20,8 +20,8 @@ from vgrout_pl.callbacks.guard_rules import (
     NoEmergence,
     OverRouting,
     Runaway,
-    Watch,
 )
+from vgrout_pl.callbacks.guard_watch import Watch
 from vgrout_pl.module import GRPOModule
 from vgrout_pl.routers import Absorb, LabelsUsed, Router
 from vgrout_pl.types import Rollouts

@@ -19,15 +19,14 @@ from vgrout_pl.adapters import block_gradient_norms
 from vgrout_pl.adapters.layer import whole_tensor
 from vgrout_pl.callbacks.guard_rules import (
     DeadGroups,
-    Finding,
     GateStarvation,
     NoEmergence,
     NonFinite,
     OverRouting,
     Rule,
     Runaway,
-    Watch,
 )
+from vgrout_pl.callbacks.guard_watch import Finding, Watch
 from vgrout_pl.checkpoint_io import UNREADABLE, checkpoints_in
 from vgrout_pl.preflight import callbacks_of, roles
 from vgrout_pl.processes import gathered
