@@ -104,7 +104,8 @@ def test_a_run_goes_on_with_a_server_at_another_address(fit, server, capsys):
 
 
 @pytest.mark.full
-def test_two_processes_sample_what_one_does_and_one_of_them_loads(fit, server, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_sample_what_one_does_and_one_of_them_loads(fit, server, tmp_path, strategy):
     """The server is asked by both; adapters are exported and loaded once."""
     size = (*TINY, "--trainer.max_steps=2", "--data.prompts_per_step=8", "--model.group_size=8")
     one = fit(*size)
@@ -115,7 +116,7 @@ def test_two_processes_sample_what_one_does_and_one_of_them_loads(fit, server, t
     root = tmp_path / "two"
     command = [sys.executable, "cli.py", "fit", "--config=configs/demo.yaml", "--config=configs/engine/server.yaml"]
     command += [
-        "--config=configs/strategy/ddp.yaml",
+        f"--config=configs/strategy/{strategy}.yaml",
         f"{engine}.base_url={server.url}",
         f"{engine}.lora_dir={root}/lora",
     ]
