@@ -57,6 +57,7 @@ class Memory:
         generate: most that lives at a time while sampling, ``cache`` of it keys and values.
         cache: keys and values of all rows at full length.
         score: most that lives at a time in a pass without gradient.
+        logits: one chunk of the head's, float32; several of this size live at a time.
         route: likewise while a gate reads.
         train: likewise in the forward and backward pass of the largest micro-batch.
         train_checkpointed: the same where activations are recomputed.
@@ -69,6 +70,7 @@ class Memory:
     generate: int
     cache: int
     score: int
+    logits: int
     route: int
     train: int
     train_checkpointed: int
@@ -200,6 +202,7 @@ def _memory(passes: Passes, router: Router, parameters: Parameters) -> Memory:
         generate=passes.peak["generate"],
         cache=cache,
         score=passes.peak.get("score", 0),
+        logits=4 * config.vocab_size * min(module.score_chunk_tokens, len(largest.rows) * work.completion_tokens),
         route=passes.peak.get("route", 0),
         train=train,
         train_checkpointed=changed,

@@ -105,7 +105,7 @@ def _memory(plan: Plan) -> list[str]:
         ("adapter", memory.adapter, "trained tensors, gradients, AdamW's moments, frozen inits"),
         ("gate's buffer", memory.buffer, ""),
         ("sampling", memory.generate, f"of it keys and values {memory.cache / 1e9:.2f}"),
-        ("scoring", memory.score, "the largest pass without gradient"),
+        ("scoring", memory.score, f"the largest pass without gradient; a chunk of logits {memory.logits / 1e9:.2f}"),
         ("gate", memory.route, "its largest pass"),
         ("training, activations kept", memory.train, "the largest micro-batch"),
         ("training, recomputed", memory.train_checkpointed, "gradient_checkpointing"),
