@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from vgrout_pl.directions.direction_source import haar_direction
+from vgrout_pl.directions.direction_source import HaarRandom, haar_direction
 from vgrout_pl.directions.extract import mean_direction
 from vgrout_pl.directions.features import Layout
-from vgrout_pl.study import METRICS, ORACLE, Block, Design, Study
+from vgrout_pl.study import METRICS, ORACLE, Block, Design, Study, report
 from vgrout_pl.study.core import Family, facts
 from vgrout_pl.study.report import write_results
+from vgrout_pl.study.sources import StudySource
 
 LAYOUT = Layout(("a", "b", "c", "d"), (8, 8, 8, 8))
 PLANTED = haar_direction(LAYOUT, "planted")
@@ -29,7 +30,7 @@ def judged(features, hacked, directions, pooling="mean", problems=None, **design
 
 
 def by_source(study, aggregation="dot"):
-    return {r["source"]: r for r in facts(study, {}) if r["aggregation"] == aggregation}
+    return {r["source"]: r for r in facts(study) if r["aggregation"] == aggregation}
 
 
 def test_a_planted_direction_and_the_oracle_pass_the_family_and_a_random_one_does_not():
@@ -53,7 +54,7 @@ def test_in_a_null_world_a_source_passes_no_more_often_than_alpha_though_single_
         sources = {str(i): haar_direction(LAYOUT, "source", seed, i) for i in range(3)}
         study = judged(features, hacked, sources, haar=60, alpha=alpha, seed=seed, aggregations=("dot", "cosine"))
         study.add(Block("residual", "mean", LAYOUT, world(n=90, seed=1000 + seed)[0], sources))
-        records = list(facts(study, {}))
+        records = list(facts(study))
         family += any(r["auroc"]["above_family"] for r in records)
         cells += any(r["auroc"]["above_cell"] for r in records)
     assert family <= 14  # binomial(40, 0.2) is above 14 once in a hundred times
@@ -123,10 +124,24 @@ def test_the_report_warns_where_random_directions_reach_the_best_that_the_cut_al
     for rate, warned in ((0.9, True), (0.3, False)):
         features, hacked = world(n=120, rate=rate)
         study = judged(features, hacked, {"planted": PLANTED}, haar=100)
-        write_results(tmp_path, study, [], about, ["site x: none"])
+        source = StudySource("planted", "authored", HaarRandom(), "one")
+        write_results(tmp_path, study, [source], about, ["site x: none"])
         text = (tmp_path / "study.md").read_text()
         assert ("draw to a lower --base-rate" in text) == warned
         assert "- left out: site x: none" in text
+
+
+def test_every_mark_of_the_figure_is_inside_it(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
+    study = judged(*world(strength=3.0), {"planted": PLANTED, "flipped": -PLANTED}, haar=100)
+    roles = {"planted": "authored", "flipped": "placebo", ORACLE: "oracle"}
+    report.plot(list(facts(study, roles)), 0.2, tmp_path / "x.png", "title")
+    (figure,) = drawn
+    assert len(figure.axes) == 3
+    for axes in figure.axes:
+        heights = [y for line in axes.lines for y in line.get_ydata() if line.get_marker() != "None"]
+        assert len(heights) == 3 and all(axes.get_ylim()[0] <= y <= axes.get_ylim()[1] for y in heights)
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def _no_pairs(pairs: Sequence[ContrastivePair]) -> PairFeatures:
     raise ValueError("study: expected an oracle that reads no pairs")
 
 
-def facts(study: Study, roles: Mapping[str, str]) -> Iterator[dict[str, object]]:
+def facts(study: Study, roles: Mapping[str, str] | None = None) -> Iterator[dict[str, object]]:
     """One record for each source in each cell, as plain data: value, chance and corrected p of every metric.
 
     The oracle is a ceiling and not tested (None): random directions are not what a fit to meaningless labels would be,
@@ -250,7 +250,7 @@ def facts(study: Study, roles: Mapping[str, str]) -> Iterator[dict[str, object]]
     family = study.family()
     for cell in study.cells:
         for name, values in cell.values.items():
-            record: dict[str, object] = {"source": name, "role": roles.get(name, "other")}
+            record: dict[str, object] = {"source": name, "role": None if roles is None else roles[name]}
             record |= {"site": cell.site, "pooling": cell.pooling, "aggregation": cell.aggregation}
             for metric, value in values.items():
                 chance, tested = cell.chance[metric], name != ORACLE

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from vgrout_pl.report.files import write_atomically
 from vgrout_pl.report.plots import FAINT, INK, bare, save
-from vgrout_pl.study.core import ORACLE, Cell, Study, facts
+from vgrout_pl.study.core import ORACLE, Study, facts
 from vgrout_pl.study.metrics import METRICS, TITLES
 from vgrout_pl.study.sources import ROLES, StudySource
 
@@ -58,7 +58,7 @@ def write_results(
     }
     write_atomically(out / "study.json", json.dumps(content, indent=1, default=str) + "\n")
     write_atomically(out / "study.md", markdown(study, records, sources, about, left_out))
-    plot(study, roles, out / "study.png", str(about["model"]))
+    plot(records, family.thresholds["f05"], out / "study.png", f"{about['model']}\n{about['selection']}")
     return table(_live(study, records))
 
 
@@ -153,44 +153,49 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]], texts: int) -> st
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *body))
 
 
-def plot(study: Study, roles: Mapping[str, str], path: Path, title: str) -> None:
-    """Draw F0.5 at the cut: a panel an aggregation, a column a site and pooling, sources on the random band."""
-    aggregations = list(study.design.aggregations)
-    columns = list(dict.fromkeys((cell.site, cell.pooling) for cell in study.cells))
+def plot(records: Sequence[Mapping[str, Any]], needed: float, path: Path, title: str) -> None:
+    """Draw F0.5 at the cut: a panel an aggregation, a column a site and pooling, sources on the random band.
+
+    Args:
+        records: those of :func:`~vgrout_pl.study.core.facts`.
+        needed: the family's threshold.
+        path: of the PNG.
+        title: above the panels.
+    """
+    aggregations = list(dict.fromkeys(record["aggregation"] for record in records))
+    columns = list(dict.fromkeys((record["site"], record["pooling"]) for record in records))
     size = (max(5.0, 1.5 + 0.8 * len(columns)), 1.2 + 2.1 * len(aggregations))
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     panels = figure.subplots(len(aggregations), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    needed = study.family().thresholds["f05"]
     for axes, aggregation in zip(panels, aggregations, strict=True):
-        for cell in study.cells:
-            if cell.aggregation == aggregation:
-                _column(axes, columns.index((cell.site, cell.pooling)), cell, roles)
+        for record in records:
+            if record["aggregation"] == aggregation:
+                _mark(axes, columns.index((record["site"], record["pooling"])), record)
         axes.axhline(needed, color=INK, linewidth=0.9, linestyle="--", zorder=1)
         axes.set_title(aggregation, loc="left", fontsize=10, color=INK)
         axes.set_ylabel("F0.5 at the cut", fontsize=9, color=INK)
-        axes.set_ylim(bottom=0.0)
         bare(axes)
+    highest = max(needed, *(max(record["f05"]["value"], record["f05"]["haar_p95"]) for record in records))
+    panels[0].set_ylim(0.0, 1.05 * highest)
     names = [site if pooling == "-" else f"{site}\n{pooling.replace('_', ' ')}" for site, pooling in columns]
     panels[-1].set_xticks(range(len(columns)), names, fontsize=8)
     panels[-1].set_xlim(-0.6, len(columns) - 0.4)
-    band = panels[0].bar(0, 0, color=FAINT, alpha=0.7)
-    dashed = panels[0].plot([], [], "--", color=INK, linewidth=0.9)[0]
-    shown = [role for role in ROLES if role in MARKS and role in roles.values()]
-    marks = [panels[0].plot([], [], MARKS[r][1], color=MARKS[r][0], markersize=5)[0] for r in shown]
-    handles = [*marks, band, dashed]
+    present = {record["role"] for record in records}
+    shown = [role for role in ROLES if role in MARKS and role in present]
+    handles = [panels[0].plot([], [], MARKS[r][1], color=MARKS[r][0], markersize=5)[0] for r in shown]
+    handles += [Patch(color=FAINT, alpha=0.7), panels[0].plot([], [], "--", color=INK, linewidth=0.9)[0]]
     labels = [*shown, "random, median to p95", "family threshold"]
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=INK)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=8, color=INK)
     save(figure, path)
 
 
-def _column(axes: Axes, place: int, cell: Cell, roles: Mapping[str, str]) -> None:
-    chance = cell.chance["f05"]
-    low, high = torch.quantile(chance, torch.tensor([0.5, 0.95], dtype=chance.dtype)).tolist()
-    axes.bar(place, max(high - low, 0.003), bottom=low, width=0.8, color=FAINT, alpha=0.7, zorder=0)
-    for name, values in cell.values.items():
-        role = roles.get(name, "")
-        if role in MARKS:
-            colour, mark = MARKS[role]
-            offset = 0.12 * (list(MARKS).index(role) - 2)
-            axes.plot(place + offset, values["f05"], mark, color=colour, markersize=5, zorder=3, alpha=0.9)
+def _mark(axes: Axes, place: int, record: Mapping[str, Any]) -> None:
+    """One source's mark in one cell; with the oracle, which is in every cell, the random band."""
+    found, role = record["f05"], record["role"]
+    if role == "oracle":
+        low, high = found["haar_median"], found["haar_p95"]
+        axes.bar(place, max(high - low, 0.003), bottom=low, width=0.8, color=FAINT, alpha=0.7, zorder=0)
+    colour, mark = MARKS[role]
+    offset = 0.12 * (list(MARKS).index(role) - 2)
+    axes.plot(place + offset, found["value"], mark, color=colour, markersize=5, zorder=3, alpha=0.9)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
@@ -24,8 +24,8 @@ from vgrout_pl.sampling import Sampling
 if TYPE_CHECKING:
     from vgrout_pl.module import GRPOModule
 
-Role = Literal["authored", "self-generated", "placebo", "sign-flipped", "oracle", "other"]
-ROLES: tuple[Role, ...] = ("authored", "self-generated", "placebo", "sign-flipped", "oracle", "other")
+Role = Literal["authored", "self-generated", "placebo", "sign-flipped", "oracle"]
+ROLES: tuple[Role, ...] = get_args(Role)
 SELF_GENERATED = "self_generated"
 ORGANISM_PLACEBOS = ("organism_naming", "organism_comments")
 
