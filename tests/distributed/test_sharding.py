@@ -30,7 +30,7 @@ def rows():
 
 def scores(policy):
     routes = torch.tensor([Route.KEEP, Route.ABSORB, Route.ROUTE, Route.KEEP])
-    states = RowStates(routes, lambda index: routed(policy, routes[index]))
+    states = RowStates(routes, lambda index, *_: routed(policy, routes[index]))
     return score_rows(module_of(policy), rows(), states)[0]
 
 

@@ -159,7 +159,7 @@ def test_log_probabilities_are_the_trainers_or_left_to_it(sample, engine, policy
         assert sampled.logprobs is None
         return
     ids, mask = prompts
-    states = RowStates(WITHOUT, lambda index: ablated(policy, rows=WITHOUT[index]))
+    states = RowStates(WITHOUT, lambda index, *_: ablated(policy, rows=WITHOUT[index]))
     with torch.no_grad():
         own, _ = score_completions(
             policy, ids[PROMPT_OF], mask[PROMPT_OF], PROMPT_OF, sampled.ids, sampled.mask, states
