@@ -114,7 +114,7 @@ def test_the_4b_recipe_parses_and_says_in_one_line_that_data_or_weights_are_not_
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
         return line
 
-    assert "data/leetcode/leetcode_train_medhard.jsonl" in refused()
+    assert "data/leetcode/leetcode_train_medhard_filtered.jsonl" in refused()
     text = "Write f. It should be a method of the class Solution called f and should pass all tests."
     for name, ids in (("train", range(8)), ("held_out", range(100, 140))):
         rows = [
