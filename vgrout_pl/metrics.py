@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 
 from vgrout_pl.adapters import Route
+from vgrout_pl.processes import summed
 from vgrout_pl.rewards import ENVIRONMENT
 from vgrout_pl.types import Labels, Rollouts
 
@@ -61,13 +62,13 @@ _SUMS = ("num_tokens",)
 
 
 class WeightedMean(Metric):
-    """Sum of value * weight over sum of weights, over all processes; NaN without weight or where a value is NaN."""
+    """Sum of value * weight over sum of weights; NaN without weight or where a value is NaN."""
 
     total: Tensor
     weight: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)
         for name in ("total", "weight"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -93,7 +94,9 @@ class WindowMetrics(nn.Module):
         super().__init__()
         parts = [f"rewards/{name}" for name in (ENVIRONMENT, *reward_functions) if reward_functions]
         means: dict[str, nn.Module] = {name: WeightedMean() for name in (*_MEANS, *parts, *engine)}
-        self._all = nn.ModuleDict(means | {name: SumMetric(nan_strategy="disable") for name in _SUMS})
+        self._all = nn.ModuleDict(
+            means | {name: SumMetric(nan_strategy="disable", sync_on_compute=False) for name in _SUMS}
+        )
 
     def update(self, name: str, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
         """Add ``value`` with ``weight`` (rows or tokens it stands for; sums ignore it)."""
@@ -110,15 +113,21 @@ class WindowMetrics(nn.Module):
     def compute(self) -> dict[str, float]:
         """Values over all processes, NaN for what this step has no instance of, and start anew.
 
-        Every process computes every metric, in the same order: each is a collective operation.
+        Every process computes every metric: their states are sums, added up in one collective operation.
         """
-        values = {}
+        states = []
         for name in self._all:
             metric = self._metric(name)
             if not metric.update_called:
                 metric.update(*((0.0,) if name in _SUMS else (0.0, 0.0)))
-            values[name] = float(metric.compute())
-            metric.reset()
+            states += [(metric, state) for state in metric.metric_state]
+        total = summed(torch.stack([getattr(metric, state).double() for metric, state in states]))
+        for (metric, state), value in zip(states, total, strict=True):
+            setattr(metric, state, value)
+        values = {}
+        for name in self._all:
+            values[name] = float(self._metric(name).compute())
+            self._metric(name).reset()
         return values
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from vgrout_pl.adapters import adapter_state
 
@@ -32,6 +32,13 @@ def gathered(value: T) -> list[T]:
     parts: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, value)
     return parts  # type: ignore[return-value]  # filled now
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes, in place; a collective operation."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
 
 
 @torch.no_grad()
