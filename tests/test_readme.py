@@ -145,7 +145,8 @@ def test_every_listed_command_explains_itself(module, command):
 
 
 def test_every_router_of_the_table_has_its_overlay():
-    rows = re.findall(r"^\| `(\w+)` \|", README.split("## The run directory")[0], flags=re.M)
+    table = README.split("| router | decides by | labels used |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \|", table, flags=re.M)
     assert sorted(rows) == sorted(path.stem for path in (ROOT / "configs" / "router").glob("*.yaml"))
 
 
