@@ -18,8 +18,12 @@ from vgrout_pl.report import Results
 CONFIGS = Path("configs")
 NEEDS_A_POOL = "teachers"
 OVERLAYS = sorted(
-    path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "router" and path.stem != NEEDS_A_POOL
+    path
+    for folder in ("adapter", "intervention", "experiment")
+    for path in (CONFIGS / folder).glob("*.yaml")
+    if path.stem != NEEDS_A_POOL and "qwen3_4b" not in path.read_text()
 )
+"""Overlays of the demo; those of the real model are tried in tests/plan, the other folders where their parts are."""
 STATES = ("as_trained", "deployed")
 CELLS = (("test", "novel"), ("test", "training"), ("test", "none"), ("train", "training"))
 
