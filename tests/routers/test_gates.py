@@ -148,6 +148,17 @@ def test_a_token_that_made_a_threshold_ties_with_it(planted):
     assert set(routes[torch.arange(12), gate._drawn][made].tolist()) == {Route.ABSORB}
 
 
+def test_a_token_whose_score_is_not_finite_is_an_error_though_another_was_drawn(planted):
+    policy, tokenizer, words, ids = planted
+    rollouts, _ = planted_window(ids, n=12)
+    gate = ActivationGate(Given(pairs_of(words, n=4)), per_token=True)
+    with torch.no_grad():
+        gate.read(module_of(policy, tokenizer), rollouts, torch.ones(12, dtype=torch.bool))
+    gate._tokens[5, (gate._drawn[5] + 1) % LENGTH] = torch.nan
+    with pytest.raises(ValueError, match="expected finite numbers; got nan in 1 of"):
+        gate.assign(rollouts, Labels.from_grades([Grade()] * 12))
+
+
 @pytest.mark.parametrize(
     "settings", [{"pooling": "max"}, {"aggregation": "vote"}, {"bands": Bands(route_cap=0.5)}], ids=str
 )

@@ -12,7 +12,7 @@ from vgrout_pl.adapters import Route
 from vgrout_pl.directions.direction_source import DirectionSource
 from vgrout_pl.directions.features import ActivationReader, Pooling, Site
 from vgrout_pl.directions.pair_sources import AuthoredPairs
-from vgrout_pl.directions.scores import Aggregation
+from vgrout_pl.directions.scores import Aggregation, check_finite
 from vgrout_pl.routers.bands import Bands
 from vgrout_pl.routers.gate import Gate
 from vgrout_pl.seeding import derived_uniform
@@ -105,6 +105,7 @@ class ActivationGate(Gate):
         if not self.per_token:
             return super()._cut(rollouts, window)
         mask, rows = rollouts.completion_mask, torch.arange(len(rollouts), device=window.device)
+        check_finite(self._tokens[mask])
         self._tokens[rows, self._drawn] = window[self._place].to(self._tokens)
         self.scores = self._tokens.sum(1) / mask.sum(1)
         routes = torch.full_like(rollouts.completion_ids, int(Route.ABSORB))
