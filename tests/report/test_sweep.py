@@ -81,6 +81,15 @@ def test_unfinished_broken_empty_and_absent_runs_are_named(root):
     assert set(why.values()) == {"no such directory, though another experiment has this seed"}
 
 
+def test_what_a_published_table_has_is_not_said_to_be_missing(root):
+    save_run(root / "published", "oracle", 1, (70, 10), (5, 9))
+    published, mine = Sweep.load(root / "published"), Sweep.load(root)
+    assert "oracle/seed1" in dict(mine.unfinished)
+    for both in (published.joined(mine), mine.joined(published)):
+        assert set(dict(both.unfinished)) == {"oracle/seed10"}
+        assert len(both.finished) == 5
+
+
 def test_the_command_prints_the_table_and_writes_it_as_markdown(root, capsys):
     target = root / "out" / "table.md"
     assert main([str(root), "--markdown", str(target)]) == 0

@@ -76,11 +76,25 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(spec, tmp_path, capsys):
     assert "error: child/seed0 did not finish" in said
 
 
+def test_an_arm_is_not_started_on_a_run_that_is_not_finished(spec, tmp_path, capsys):
+    root = tmp_path / "runs"
+    (root / "none" / "seed0").mkdir(parents=True)
+    (root / "none" / "seed0" / "metrics.csv").write_text("step,quarantine/grad_share\n0,0.5\n")
+    assert main([str(spec), "--root", str(root), "--seeds", "0", "--arms", "matched", "absorb"]) == 1
+    assert order(root) == ["absorb/0/"]
+    assert "matched/seed0 did not finish: nothing was logged; an arm before it is not fini" in capsys.readouterr().err
+    assert main([str(spec), "--root", str(root), "--seeds", "0", "--arms", "none"]) == 0
+    assert main([str(spec), "--root", str(root), "--seeds", "0", "--arms", "matched"]) == 0
+
+
 def test_runs_of_a_published_table_are_not_run_again(spec, tmp_path, capsys):
     first, second, table = tmp_path / "first", tmp_path / "second", tmp_path / "cells.csv"
     assert main([str(spec), "--root", str(first), "--seeds", "0", "--csv", str(table)]) == 0
     assert main([str(spec), "--root", str(second), "--known", str(table), "--csv", str(table)]) == 0
     assert all("/1/" in line for line in order(second))
+    capsys.readouterr()
+    assert main([str(spec), "--root", str(second), "--known", str(table), "--arms", "absorb"]) == 0
+    assert "Not in the table" not in capsys.readouterr().out
     both = Sweep.load(table)
     assert {(arm, seed) for arm, seed, _ in both.finished} == {
         (a, s) for a in ("none", "matched", "absorb") for s in (0, 1)

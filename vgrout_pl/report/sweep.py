@@ -75,7 +75,8 @@ class Sweep:
         theirs = {(experiment, seed) for experiment, seed, _ in other.finished}
         mine = [run for run in self.finished if run[:2] not in theirs]
         both = sorted([*mine, *other.finished], key=lambda run: (run[0], -1 if run[1] is None else run[1]))
-        return Sweep(both, [*self.unfinished, *other.unfinished])
+        there = {experiment if seed is None else f"{experiment}/seed{seed}" for experiment, seed, _ in both}
+        return Sweep(both, [run for run in (*self.unfinished, *other.unfinished) if run[0] not in there])
 
     def csv(self) -> str:
         """Return every cell of every finished run, one line each; :meth:`load` reads it back."""

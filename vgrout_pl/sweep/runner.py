@@ -50,8 +50,10 @@ class Runner:
                 raise
 
     def _one(self, arm: str, seed: int, first: Sequence[Future[bool]]) -> bool:
-        """One run, once those before it are there; True where it ended well."""
+        """One run, once those before it are finished, be it by an earlier call; True where it ended well."""
         if not all(future.result() for future in first) or self.stop.is_set():
+            return False
+        if not all(is_finished(self.root, other, seed) for other in self.spec.arms[arm].after):
             return False
         directory = self.root / arm / f"seed{seed}"
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -77,4 +79,6 @@ def is_finished(root: Path, arm: str, seed: int) -> bool:
 def last_line(log: Path) -> str:
     """The last line of a run's log that says something."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "nothing was logged; an arm before it failed")
+    return next(
+        (line for line in reversed(lines) if line.strip()), "nothing was logged; an arm before it is not finished"
+    )
