@@ -73,7 +73,19 @@ def test_a_run_directory_needs_nothing_else_than_time(run, capsys):
         for site in ("output", "gradient")
         for aggregation in ("dot", "cosine", "vote")
     }
-    assert {b["baseline"] for b in content["baselines"]} == {"norm of the features", "length in tokens", "advantage"}
+    baselines = {(b["baseline"], b["site"]): b["auroc"] for b in content["baselines"]}
+    assert {name for name, _ in baselines} == {
+        "norm of the features",
+        "norm of the features, smallest first",
+        "length in tokens",
+        "length in tokens, shortest first",
+        "advantage",
+    }
+    for name, site, other in (
+        ("length in tokens", "-", "shortest"),
+        ("norm of the features", "output", "smallest"),
+    ):
+        assert baselines[name, site] + baselines[f"{name}, {other} first", site] == pytest.approx(1)
     (advantage,) = [b for b in content["baselines"] if b["baseline"] == "advantage"]
     assert advantage["auroc"] == 1
     text = (run / "study" / "study.md").read_text()

@@ -181,7 +181,9 @@ def run_study(options: argparse.Namespace) -> None:
         study.add(block)
     if not study.cells:
         raise ValueError(f"--sites: expected one with features; got none: {'; '.join(left_out)}")
-    study.baseline("length in tokens", torch.tensor([float(len(row.completion)) for row in tokens]))
+    lengths = torch.tensor([float(len(row.completion)) for row in tokens])
+    study.baseline("length in tokens", lengths)
+    study.baseline("length in tokens, shortest first", -lengths)
     if all(row.advantage is not None for row in rows):
         study.baseline("advantage", torch.tensor([float(row.advantage or 0.0) for row in rows]))
     else:

@@ -180,6 +180,7 @@ class Study:
         norms = module_norms(block.features, widths).sum(1)
         self.cpu_seconds += time.process_time() - start
         self.baseline("norm of the features", norms.cpu(), block.site, block.pooling)
+        self.baseline("norm of the features, smallest first", -norms.cpu(), block.site, block.pooling)
 
     def baseline(self, name: str, scores: Tensor, site: str = "-", pooling: str = "-") -> None:
         """Judge scores [n] that come from no direction."""
