@@ -115,6 +115,10 @@ def test_only_rows_in_another_state_are_scored_again(bench, model):
     gate = ActivationGate()
     gated = workload(module, gate, 2, 4, 80, 12, rounded=True)
     assert not (gated.scored_again(gate) & gated.ablated).any()
+    tokens = ActivationGate(per_token=True)
+    by_token = workload(module, tokens, 2, 4, 80, 12, rounded=True)
+    assert torch.equal(by_token.scored_again(tokens), ~by_token.ablated)
+    assert len(by_token.dealt(by_token.routes)) == 1, "prompts in one state"
     assert not workload(module, NoRouting(), 2, 4, 80, 12, rounded=True).ablated.any()
 
 

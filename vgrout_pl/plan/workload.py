@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vgrout_pl.adapters import Route
 from vgrout_pl.objective import sampled_elsewhere
-from vgrout_pl.routers import FlaggingRouter, Gate, RandomShare, Router
+from vgrout_pl.routers import ActivationGate, FlaggingRouter, Gate, RandomShare, Router
 
 if TYPE_CHECKING:
     from vgrout_pl.module import GRPOModule
@@ -85,7 +85,7 @@ class Workload:
 
     def scored_again(self, router: Router) -> Tensor:
         """Rows whose log-probabilities in their sampling state take a pass of their own: bool [N]."""
-        elsewhere = sampled_elsewhere(self.routes, self.ablated)
+        elsewhere = torch.ones_like(self.ablated) if by_token(router) else sampled_elsewhere(self.routes, self.ablated)
         if self.keeps_sampled:
             return torch.zeros_like(elsewhere)
         return elsewhere & ~self.ablated if isinstance(router, Gate) else elsewhere
@@ -122,7 +122,12 @@ def workload(
 
 
 def expected_routes(router: Router) -> dict[Route, float]:
-    """Share of rows that a router is expected to give each route; equal shares where nothing is known of it."""
+    """Share of rows that a router is expected to give each route; equal shares where nothing is known of it.
+
+    Where tokens have routes of their own, all rows cost what absorbed ones do: their prompts are in one state.
+    """
+    if by_token(router):
+        return {Route.ABSORB: 1.0}
     if isinstance(router, Gate):
         tail = router.bands.tail
         return {Route.KEEP: tail, Route.ABSORB: 1 - 2 * tail, Route.ROUTE: tail}
@@ -131,6 +136,11 @@ def expected_routes(router: Router) -> dict[Route, float]:
         flagged = FLAGGED if share is None else share
         return {router.gives[0]: 1 - flagged, router.gives[1]: flagged}
     return dict.fromkeys(router.gives, 1 / len(router.gives))
+
+
+def by_token(router: Router) -> bool:
+    """Whether tokens have routes of their own: then next to no row trains in the state that sampled it."""
+    return isinstance(router, ActivationGate) and router.per_token
 
 
 def _spread(shares: dict[Route, float], rows: int) -> Tensor:
