@@ -140,6 +140,8 @@ def test_the_shipped_sweep_gives_whole_commands(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     hard = "configs/experiment/organism_hard.yaml"
     given = ["configs/sweep/organism.yaml", "--dry-run", "--arms", "route_a", "random_share", "--seeds", "3"]
+    assert main([*given, "--config", hard]) == 0
+    assert capsys.readouterr().out.count("--trainer.default_root_dir=runs/organism-organism_hard ") == 2
     assert main([*given, "--config", hard, "--root", "out"]) == 0
     gate, share = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
     configs = [share[i + 1] for i, word in enumerate(share) if word == "--config"]

@@ -32,7 +32,9 @@ def main(args: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="a file that every run takes after those of the sweep and before its arm's; may be given several times",
     )
-    parser.add_argument("--root", type=Path, help="folder of the run directories; default: runs/<name of the file>")
+    parser.add_argument(
+        "--root", type=Path, help="folder of the run directories; default: runs/<names of SPEC and --config>"
+    )
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="these instead of the file's")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
@@ -56,7 +58,7 @@ def sweep(options: argparse.Namespace) -> int:
     """Run what is missing, then print the table over everything that is there."""
     spec = Specification.load(options.spec)
     spec = replace(spec, configs=(*spec.configs, *existing_files("--config", options.config)))
-    root = options.root or Path("runs") / options.spec.stem
+    root = options.root or Path("runs") / "-".join(Path(file).stem for file in (options.spec, *options.config))
     gpus = options.gpus.split(",") if options.gpus else []
     unknown = [arm for arm in options.arms or () if arm not in spec.arms]
     if unknown:
