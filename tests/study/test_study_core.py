@@ -61,9 +61,27 @@ def test_in_a_null_world_a_source_passes_no_more_often_than_alpha_though_single_
     assert cells > 30  # which is why the correction is there
 
 
+def test_in_a_null_world_poolings_that_are_nearly_the_same_add_no_false_alarms():
+    worlds, alpha, poolings = 40, 0.2, ("mean", "last", "max", "last_quarter")
+    family = 0
+    for seed in range(worlds):
+        features, hacked = world(n=90, seed=seed)
+        study = Study(hacked, [str(i) for i in range(90)], Design(("dot",), haar=40, alpha=alpha, seed=seed))
+        for i, pooling in enumerate(poolings):
+            nearly = features + 0.01 * world(n=90, seed=1000 + 10 * seed + i)[0]
+            source = {"one": haar_direction(LAYOUT, "source", seed, i)}  # another direction in every pooling
+            study.add(Block("residual", pooling, LAYOUT, nearly, source))
+        family += any(record["auroc"]["above_family"] for record in facts(study))
+    assert family <= 14  # binomial(40, 0.2) is above 14 once in a hundred times
+
+
 def test_a_random_direction_given_as_a_source_has_the_numbers_of_that_random_direction():
     features, hacked = world(n=120, strength=0.4)
-    study = judged(features, hacked, {"seventh": haar_direction(LAYOUT, 3, 7)}, haar=60, seed=3, base_rate=0.2)
+    study = Study(hacked, [str(i) for i in range(120)], Design(haar=60, seed=3, base_rate=0.2))
+    for pooling in ("mean", "max"):
+        seventh = {"seventh": haar_direction(LAYOUT, 3, 7, "residual", pooling)}
+        study.add(Block("residual", pooling, LAYOUT, features, seventh))
+    assert study.cells[0].values["seventh"] != study.cells[3].values["seventh"]
     for cell in study.cells:
         chance = {metric: float(cell.chance[metric][7]) for metric in METRICS}
         assert cell.values["seventh"] == pytest.approx(chance, abs=1e-9)

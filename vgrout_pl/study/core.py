@@ -157,14 +157,13 @@ class Study:
         self.cells: list[Cell] = []
         self.baselines: list[tuple[str, str, str, dict[str, float]]] = []
         self.cpu_seconds = 0.0
-        self._haar: tuple[Layout, Tensor] | None = None
 
     def add(self, block: Block) -> None:
         """Score all directions in one block."""
         start = time.process_time()
         widths, names = block.layout.widths, list(block.directions)
         device = block.features.device
-        haar = self._random(block.layout).to(device)
+        haar = self._random(block).to(device)
         given = torch.stack([*block.directions.values()]).to(device) if names else haar[:0]
         scores = scores_along(block.features, torch.cat([given, haar]), widths, self.design.aggregations)
         oracle = self._oracle(block)
@@ -208,12 +207,11 @@ class Study:
         drawn = [measure(scores[rows], self.hacked[rows], self.design.tail) for rows in self.subsets]
         return {metric: torch.stack([draw[metric] for draw in drawn]).mean(0) for metric in METRICS}
 
-    def _random(self, layout: Layout) -> Tensor:
-        """The random directions [H, F] of a layout, kept for the next block of the same site."""
-        if self._haar is None or self._haar[0] != layout:
-            drawn = [haar_direction(layout, self.design.seed, index) for index in range(self.design.haar)]
-            self._haar = (layout, torch.stack(drawn))
-        return self._haar[1]
+    def _random(self, block: Block) -> Tensor:
+        """The random directions [H, F] of a block; as a source has, each has another one at every site and pooling."""
+        place = (block.site, block.pooling)
+        indices = range(self.design.haar)
+        return torch.stack([haar_direction(block.layout, self.design.seed, index, *place) for index in indices])
 
     def _oracle(self, block: Block) -> dict[Aggregation, Tensor]:
         """Scores [n] along the mean difference of the labels, each row's from the folds that it is not in.
