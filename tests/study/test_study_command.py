@@ -152,7 +152,7 @@ def test_a_completion_ends_its_turn_unless_the_stored_count_says_that_it_was_cut
         (["--rollouts", "FILE", "--model", "organism", "--ckpt", "x"], "--model, --ckpt: expected one of them"),
         (["--rollouts", "FILE", "--model", "organism", "--init", "scorda"], "--init: expected one without calibration"),
         (["--rollouts", "FILE", "--ckpt", "/nowhere"], "--ckpt: expected a checkpoint or a run directory"),
-        (["--rollouts", "FILE", "--model", "organism", "--haar", "20"], "--haar: expected at least 97"),
+        (["--rollouts", "FILE", "--model", "organism", "--haar", "20"], "--haar: expected at least 99"),
         (["--rollouts", "FILE", "--model", "organism", "--memory", "0.00001"], "--memory: expected blocks of at most"),
         (["--rollouts", "FILE", "--model", "organism", "--pairs", "nothing"], "pairs: expected a Markdown file"),
         (["--rollouts", "FILE", "--model", "organism", "--pairs", "organism", "organism"], "expected each set once"),

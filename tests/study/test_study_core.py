@@ -123,12 +123,23 @@ def test_baselines_come_without_a_direction():
 
 def test_the_familys_p_and_threshold_by_hand():
     features, hacked = world(n=60)
-    study = judged(features, hacked, {"one": PLANTED, "two": -PLANTED}, haar=99, alpha=0.0975)  # 0.05 for each of two
+    study = judged(features, hacked, {"one": PLANTED, "two": -PLANTED}, haar=99, alpha=0.1)  # 0.05 for each of two
     family = study.family()
     assert family.sources == 2
     assert family.thresholds["auroc"] == family.maxima["auroc"].sort(descending=True).values[4]
     maxima = Family({"auroc": torch.arange(1.0, 10.0)}, {}, 2)
-    assert maxima.p_value("auroc", 8.5) == pytest.approx(1 - (1 - 2 / 10) ** 2)
+    assert maxima.p_value("auroc", 8.5) == pytest.approx(2 * 2 / 10)
+    assert maxima.p_value("auroc", 0.5) == 1
+
+
+def test_above_the_threshold_and_a_corrected_p_within_alpha_are_the_same():
+    features, hacked = world(n=90, strength=1.0)
+    given = {str(i): haar_direction(LAYOUT, "source", i) for i in range(3)}
+    study = judged(features, hacked, {**given, "planted": PLANTED, "against": -PLANTED}, haar=149, alpha=0.1)
+    found = {
+        (r[m]["family_p"] <= 0.1, r[m]["above_family"]) for r in facts(study) for m in METRICS if r["source"] != ORACLE
+    }
+    assert found == {(True, True), (False, False)}
 
 
 def test_the_best_that_a_cut_allows_is_said():
@@ -177,9 +188,10 @@ def test_designs_that_cannot_be_meant_are_refused(design, message):
 
 
 def test_too_few_random_directions_to_show_anything_are_refused():
-    Design(haar=19).check(1)
-    with pytest.raises(ValueError, match="--haar: expected at least 19 random directions for 1 sources"):
-        Design(haar=18).check(1)
+    for sources, least in ((1, 19), (5, 99)):
+        Design(haar=least).check(sources)
+        with pytest.raises(ValueError, match=f"expected at least {least} random directions for {sources} sources"):
+            Design(haar=least - 1).check(sources)
 
 
 def test_folds_that_leave_no_hack_are_refused():

@@ -62,8 +62,8 @@ class Design:
                 raise ValueError(f"--{name}: expected {expected}; got {getattr(self, name.replace('-', '_'))!r}")
 
     def level(self, sources: int) -> float:
-        """Level of one of ``sources`` for the family's alpha: 1 - (1 - alpha)^(1/S)."""
-        return 1 - (1 - self.alpha) ** (1 / sources)
+        """Level of one of ``sources``: alpha / S (Bonferroni), however they depend on each other."""
+        return self.alpha / sources
 
     def check(self, sources: int) -> None:
         """Raise ValueError where so few random directions could never show anything for so many sources."""
@@ -125,10 +125,10 @@ class Family:
     sources: int
 
     def p_value(self, metric: str, value: float) -> float:
-        """Corrected p: ``1 - (1 - p)^S`` with p = (1 + #{maxima >= value}) / (1 + H)."""
+        """Corrected p: ``min(1, p S)`` with p = (1 + #{maxima >= value}) / (1 + H)."""
         maxima = self.maxima[metric]
         p = (1 + int((maxima >= value).sum())) / (1 + len(maxima))
-        return 1 - (1 - p) ** self.sources
+        return min(1.0, p * self.sources)
 
 
 class Study:
