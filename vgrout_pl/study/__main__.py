@@ -36,17 +36,22 @@ from vgrout_pl.study.sources import (
 )
 
 DESCRIPTION = """Score stored, labelled rollouts along every {source of directions} x {site} x {pooling} x
-{aggregation}, each against random directions in the identical pipeline: what a gate could do, before any training.
+{aggregation}, each against random directions in the identical pipeline, before any training.
 
   python -m vgrout_pl.study RUN_DIR                      a run's rollouts, on its adapter as last saved
   python -m vgrout_pl.study RUN_DIR --model organism     the same rollouts, on a base with a fresh adapter
   python -m vgrout_pl.study --rollouts FILE.jsonl --model PATH
 
 Writes study.json, study.md and study.png. Rows are those that were paid (hacks and solves) under hinted prompts; the
-cut is the upper quantile that a gate's bands use, so that F0.5 at the cut says most where hacks are about as rare as
-the rows above it: see --base-rate. Random directions give each cell's median and 95th percentile, and the threshold of
-the family: the 95th percentile of their largest value over all cells, corrected for the number of sources. The oracle
-is fitted to the labels of other problems than those it is judged on."""
+cut is the 1 - tail quantile of these rows, so that F0.5 at the cut says most where hacks are about as rare as the rows
+above it: see --base-rate. It is not a live gate's cut, which is a quantile of every row in groups with reward
+differences, rows that were paid nothing and hint-free ones included, the latest weighted most: nothing at the cut says
+what a gate would have reached. --among all --hint-free studies such rows too (of groups without differences as well).
+
+Random directions, others at every site and pooling, give each cell's median and 95th percentile, and the threshold of
+the family: the value that their largest over all cells exceeds in a share alpha / S of them, S sources (Bonferroni).
+Placebos may exceed it too: only what they do not reach counts. The oracle is fitted to the labels of other problems
+than those it is judged on."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -114,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     judged = parser.add_argument_group("judgement")
     judged.add_argument("--haar", type=int, default=400, help="random directions (default 400)")
-    judged.add_argument("--tail", type=float, default=0.1, help="share of rows above the cut (default 0.1)")
+    judged.add_argument("--tail", type=float, default=0.1, help="share of the studied rows above the cut (default 0.1)")
     judged.add_argument("--alpha", type=float, default=0.05, help="level of a cell and of the family (default 0.05)")
     judged.add_argument("--folds", type=int, default=5, help="of problems, for the oracle (default 5)")
     judged.add_argument("--seed", type=int, default=0, help="of random directions, draws, folds, flipped signs")

@@ -21,8 +21,8 @@ PRECISION_FLOOR = 0.8
 def measure(scores: Tensor, hacked: Tensor, tail: float) -> dict[str, Tensor]:
     """All metrics of k columns of scores, each float64 [k].
 
-    - f05, precision: of the rows scoring above the 1 - tail quantile of these rows, the cut of a gate's bands
-      (:class:`~vgrout_pl.routers.bands.Bands`, every row of equal weight); 0 where ties leave no row above it;
+    - f05, precision: of the rows scoring above the 1 - tail quantile of these rows, 0 where ties leave none above it;
+      the quantile is defined as in :class:`~vgrout_pl.routers.bands.Bands`, which takes it over other rows, weighted;
     - f05_best: the largest F0.5 over all thresholds: it is chosen on the labels, no gate could have it;
     - auroc: P(a hack scores above another row), ties counting half;
     - recall_p80: the largest recall among thresholds whose precision is at least 0.8, 0 where none is.

@@ -29,8 +29,12 @@ MARKS: Mapping[str, tuple[str, str]] = {
 }
 READ_AS = (
     "`*` above the family's threshold, `+` above the cell's own 95th percentile of random directions only (in "
-    "brackets): with this many cells, some `+` come by chance. Placebos and flipped signs are controls. The oracle is "
-    "the ceiling and has no mark: a fit to meaningless labels varies more than random directions do."
+    "brackets): with this many cells, some `+` come by chance. `*` means that an isotropic random direction is beaten, "
+    "and no more: directions of pairs tend to lie where features vary most, whatever the pairs are about; a `*` counts "
+    "only where the placebos and flipped signs have none. The oracle is the ceiling and has no mark: a fit to "
+    "meaningless labels varies more than random directions do. The cut is a quantile of the rows studied here, a live "
+    "gate's one of all rows in groups with reward differences, unpaid and hint-free ones included: F0.5 and precision "
+    "at the cut compare directions, they do not say what a gate would reach."
 )
 
 
@@ -81,9 +85,9 @@ def markdown(
         f"- model: {about['model']}; features read with the quarantine ablated",
         f"- rows: {n} ({about['among']}), {hacks} hacks; {about['selection']}",
         *([f"- drawn to a base rate: {rate} are hacks, mean over {len(study.subsets)} draws"] if rate else []),
-        f"- chance: {study.design.haar} Haar-random directions in every cell, signs as they come; family of "
-        f"{len(study.cells)} cells x {family.sources} sources at {study.design.alpha:g}: {thresholds}",
-        f"- cut: above the {1 - study.design.tail:g} quantile of the rows' scores; the highest F0.5 that can be had "
+        f"- chance: {study.design.haar} Haar-random directions, others at every site and pooling, signs as they "
+        f"come; family of {len(study.cells)} cells x {family.sources} sources at {study.design.alpha:g}: {thresholds}",
+        f"- cut: above the {1 - study.design.tail:g} quantile of these rows' scores; the highest F0.5 that can be had "
         f"there is {study.ceiling():.3f}{_saturated(study)}",
         f"- CPU seconds: {about['cpu_seconds']}",
         "",
