@@ -158,6 +158,8 @@ def test_the_report_warns_where_random_directions_reach_the_best_that_the_cut_al
         text = (tmp_path / "study.md").read_text()
         assert ("draw to a lower --base-rate" in text) == warned
         assert "- left out: site x: none" in text
+        assert "a `*` counts only where the placebos and flipped signs have none" in text
+        assert "The cut is a quantile of the rows studied here, a live gate's one of all rows" in text
 
 
 def test_every_mark_of_the_figure_is_inside_it(tmp_path, monkeypatch):
