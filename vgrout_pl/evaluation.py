@@ -28,7 +28,6 @@ STATES: dict[str, Callable[[PeftModel], AbstractContextManager]] = {
     "quarantine_only": quarantine_only,
     "base": reference_policy,
 }
-SAME_WHERE_THE_QUARANTINE_SHIPS = ("deployed", "quarantine_only")
 
 
 class StateChooser:
@@ -43,10 +42,10 @@ class StateChooser:
             raise ValueError(f"states: expected some of {', '.join(STATES)}; got {list(self.states)}")
 
     def sampled(self, trainer: Trainer) -> tuple[str, ...]:
-        """The states to sample in: without those that are "as trained" where the router ships the quarantine."""
+        """The states to sample in: without "deployed" where that is as trained, nor a quarantine that stays."""
         _, router = roles(trainer)
-        same = SAME_WHERE_THE_QUARANTINE_SHIPS if router.ships_quarantine else ()
-        return tuple(state for state in self.states if state not in same)
+        absent = {"deployed": router.ships_as_trained, "quarantine_only": router.ships_quarantine}
+        return tuple(state for state in self.states if not absent.get(state, False))
 
 
 def chosen_states(trainer: Trainer, stage: Stage) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """Routers that flag rows: the share and the rows are those that were asked for, the same at every replay."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.loop.policy_support import tiny_policy
-from tests.routers.support import module_of, rollouts_of
-from vgrout_pl.adapters import Route, ablated, block_delta_norms
+from tests.routers.support import rollouts_of
+from vgrout_pl.adapters import Route, block_delta_norms
 from vgrout_pl.env import Grade
 from vgrout_pl.routers import LabelsUsed, NoneMatched, Oracle, RandomShare, Regex, Shrinkage
 from vgrout_pl.types import Labels
@@ -89,6 +90,11 @@ def test_the_regex_reads_the_text_and_the_lever_of_each_rows_own_prompt():
     assert routes.tolist() == [Route.ROUTE, Route.ABSORB, Route.ABSORB, Route.ABSORB]
     rollouts.markers = ["other", "check", None, None]
     assert Regex().assign(rollouts, LABELS).tolist() == [Route.KEEP, Route.ROUTE, Route.KEEP, Route.KEEP]
+    rollouts = window(4, texts=["def run_tests(): pass"] * 4, modes=["run_tests"] * 4)
+    assert Regex(modes=["sentinel", "run_tests"]).assign(rollouts, LABELS).tolist() == [Route.ROUTE] * 4
+    assert Regex(modes=["sentinel"]).assign(rollouts, LABELS).tolist() == [Route.KEEP] * 4
+    with pytest.raises(ValueError, match=r"router.modes: expected some of .*; got \['gt_only'\]"):
+        Regex(modes=["gt_only"])
 
 
 @pytest.mark.parametrize("make", [Oracle, Regex, lambda rest: RandomShare(share=0.5, rest=rest)])
@@ -106,22 +112,24 @@ def test_none_matched_keeps_every_row():
     assert not NoneMatched.ships_quarantine
 
 
-def test_shrinkage_takes_its_share_of_both_blocks_once_whoever_asks():
+def test_shrinkage_ships_a_smaller_update_and_leaves_the_one_as_trained():
     policy = tiny_policy()
     before = block_delta_norms(policy)
     ids = torch.tensor([[1, 2, 3, 4]])
     whole = policy(input_ids=ids).logits
+    module = SimpleNamespace(states={})
     router = Shrinkage(share=0.25)
-    router.on_train_end(None, module_of(policy))
-    router.on_test_start(None, module_of(policy))
-    after = block_delta_norms(policy)
+    router.setup(None, module, "fit")
+    with module.states["deployed"](policy):
+        after = block_delta_norms(policy)
+        assert not torch.allclose(policy(input_ids=ids).logits, whole)
     assert after == {block: pytest.approx(0.75 * norm) for block, norm in before.items()}
-    assert not torch.allclose(policy(input_ids=ids).logits, whole)
-    gone = tiny_policy()
-    Shrinkage(share=1.0).on_test_start(None, module_of(gone))
-    with torch.no_grad(), ablated(gone), gone.disable_adapter():
-        bare = gone(input_ids=ids).logits
-    torch.testing.assert_close(gone(input_ids=ids).logits, bare)
+    assert torch.equal(policy(input_ids=ids).logits, whole)
+    with Shrinkage(share=1.0).shipped(policy), torch.no_grad():
+        gone = policy(input_ids=ids).logits
+    with torch.no_grad(), policy.disable_adapter():
+        torch.testing.assert_close(gone, policy(input_ids=ids).logits)
+    assert (router.ships_quarantine, router.ships_as_trained) == (True, False)
 
 
 def test_shrinkage_takes_the_mean_quarantine_share_of_another_run(tmp_path):

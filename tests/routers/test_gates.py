@@ -160,7 +160,14 @@ def test_a_token_whose_score_is_not_finite_is_an_error_though_another_was_drawn(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"pooling": "max"}, {"aggregation": "vote"}, {"bands": Bands(route_cap=0.5)}], ids=str
+    "settings",
+    [
+        {"pooling": "max"},
+        {"aggregation": "vote"},
+        {"bands": Bands(route_cap=0.5)},
+        {"bands": Bands(follow_evidence=True)},
+    ],
+    ids=str,
 )
 def test_tokens_refuse_what_is_of_whole_rollouts(settings):
     with pytest.raises(ValueError, match=r"router.per_token: expected pooling mean"):

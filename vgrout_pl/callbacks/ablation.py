@@ -59,7 +59,7 @@ class DeployAblation(StateChooser, Callback):
         """Count one batch of a cell, per grading mode."""
         _, router = roles(trainer)
         recorded = dict(outputs)
-        if router.ships_quarantine and "as_trained" in outputs:
+        if router.ships_as_trained and "as_trained" in outputs:
             recorded["deployed"] = outputs["as_trained"]
         for state in (*self.states, *HEALED):
             if state not in recorded:

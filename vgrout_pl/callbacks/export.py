@@ -55,4 +55,5 @@ class ExportAdapter(Callback):
             **provenance(trainer, cast("GRPOModule", pl_module)),
         }
         policy = cast(PeftModel, pl_module.policy)
-        export(policy, run / self.directory, provenance=facts, evaluation=evaluation)
+        with router.shipped(policy):
+            export(policy, run / self.directory, provenance=facts, evaluation=evaluation)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from vgrout_pl.adapters import Route
@@ -16,7 +17,7 @@ from vgrout_pl.directions.scores import Aggregation, check_finite
 from vgrout_pl.routers.bands import Bands
 from vgrout_pl.routers.gate import Gate
 from vgrout_pl.seeding import derived_uniform
-from vgrout_pl.types import Rollouts
+from vgrout_pl.types import Labels, Rollouts
 
 if TYPE_CHECKING:
     from vgrout_pl.module import GRPOModule
@@ -33,6 +34,7 @@ class ActivationGate(Gate):
 
     ``per_token`` gives each completion token a route of its own: it gates what is computed at that token's position. A
     token is scored by its own activation; the thresholds are quantiles over one token, drawn by hash, of each rollout.
+    The last prompt position predicts the first token, and nothing is trained at the last token's own position.
     Prompts then see and train both blocks. Without it, ``pooling: max`` lets a single token decide for its rollout.
 
     Args:
@@ -61,16 +63,19 @@ class ActivationGate(Gate):
         pair_batch_size: int = 8,
         per_token: bool = False,
     ):
-        if per_token and (pooling, aggregation, bands.route_cap) != ("mean", "dot", None):
+        of_rows = bands.route_cap is not None or bands.follow_evidence
+        if per_token and (of_rows or (pooling, aggregation) != ("mean", "dot")):
             raise ValueError(
-                "router.per_token: expected pooling mean, aggregation dot and no bands.route_cap, which are of whole "
-                f"rollouts; got {pooling}, {aggregation} and {bands.route_cap}"
+                "router.per_token: expected pooling mean, aggregation dot, no bands.route_cap and no "
+                f"bands.follow_evidence, which are of whole rollouts; got {pooling}, {aggregation}, {bands.route_cap} "
+                f"and {bands.follow_evidence}"
             )
         self.activations = ActivationReader(site, layers, pooling)
         super().__init__(
             direction or AuthoredPairs(), self.activations, aggregation, refresh_every, bands, pair_batch_size
         )
         self.per_token = per_token
+        self._seed = 0
         self._drawn = torch.empty(0, dtype=torch.long)
         self._tokens = torch.empty(0, 0)
 
@@ -79,12 +84,27 @@ class ActivationGate(Gate):
         """Append ``-tokens`` where tokens are routed."""
         return super().run_name(settings) + ("-tokens" if settings.get("per_token") else "")
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the run's seed, beside what every gate finds out."""
+        from vgrout_pl.preflight import data_of
+
+        super().setup(trainer, pl_module, stage)
+        self._seed = data_of(trainer).seed
+
+    def route(self, rollouts: Rollouts, labels: Labels | None) -> Tensor:
+        """Cut rows, or their tokens; a row's score is the mean of its tokens' then."""
+        routes = super().route(rollouts, labels)
+        if self.per_token and self.scores is not None:
+            self.scores = self._tokens.sum(1) / rollouts.completion_mask.sum(1)
+        return routes
+
     def read(self, module: GRPOModule, rollouts: Rollouts, varied: Tensor) -> Tensor | None:
         """Read the rows; of tokens, draw the one of each row that enters the buffer."""
         if self.per_token:
             lengths = rollouts.completion_mask.sum(1)
             first = module.global_rank * len(rollouts)
-            drawn = [derived_uniform("route token", rollouts.step, first + row) for row in range(len(rollouts))]
+            rows = range(first, first + len(rollouts))
+            drawn = [derived_uniform("route token", self._seed, rollouts.step, row) for row in rows]
             self._drawn = (torch.tensor(drawn, device=lengths.device) * lengths).long().clamp_max(lengths - 1)
             self._tokens = torch.zeros(rollouts.completion_ids.shape, device=lengths.device)
         return super().read(module, rollouts, varied)
@@ -107,7 +127,6 @@ class ActivationGate(Gate):
         mask, rows = rollouts.completion_mask, torch.arange(len(rollouts), device=window.device)
         check_finite(self._tokens[mask])
         self._tokens[rows, self._drawn] = window[self._place].to(self._tokens)
-        self.scores = self._tokens.sum(1) / mask.sum(1)
         routes = torch.full_like(rollouts.completion_ids, int(Route.ABSORB))
         routes[mask] = self.bands.cut(self._tokens[mask], self.thresholds)
         return routes

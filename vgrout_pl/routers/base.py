@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback
+from peft import PeftModel
 from torch import Tensor
 
 from vgrout_pl.adapters import Route
@@ -31,7 +33,8 @@ class Router(Callback):
         name: short name, used for run directories and tables.
         labels_used: what the routing decision rests on; recorded in the run's provenance.
         gives: the routes that it can give.
-        ships_quarantine: True: both blocks ship, nothing is ever ablated ("deployed" means "as trained").
+        ships_quarantine: True: both blocks ship, nothing is ever ablated.
+        ships_as_trained: "deployed" means "as trained"; by default where the quarantine ships.
         scores: float [N] of this process' rows of the latest window, higher is more like a hack; None: it has none.
     """
 
@@ -54,6 +57,15 @@ class Router(Callback):
     def run_name(cls, settings: Mapping[str, Any]) -> str:
         """Name of an instance with these arguments, for its run directory; those that differ should be told apart."""
         return cls.name
+
+    @property
+    def ships_as_trained(self) -> bool:
+        """Whether what ships is the model as trained."""
+        return self.ships_quarantine
+
+    def shipped(self, policy: PeftModel) -> AbstractContextManager[None]:
+        """The state in which the adapter is exported, beside what :attr:`ships_quarantine` says of its blocks."""
+        return nullcontext()
 
     @property
     def sees_labels(self) -> bool:

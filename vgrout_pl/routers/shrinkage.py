@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
+from peft import PeftModel
 
 from vgrout_pl.adapters import routed_layers
 from vgrout_pl.routers.no_routing import NoRouting
@@ -18,10 +20,9 @@ QUARANTINE_SHARE = "quarantine/grad_share"
 
 
 class Shrinkage(NoRouting):
-    """Train like ``none``; then multiply the update of both blocks by ``1 - share``, and evaluate and ship that.
+    """Train like ``none``; "deployed", evaluated and exported, is the update of both blocks times ``1 - share``.
 
-    Ablating a quarantine takes a share of the learned update away, and so does this, from everywhere alike. The
-    checkpoint holds the update as trained; scaled is what the final evaluation, ``test`` and the export see.
+    Ablating a quarantine takes a share of the learned update away, and so does this, from everywhere alike.
 
     Args:
         share: share of the update that is taken away.
@@ -39,7 +40,6 @@ class Shrinkage(NoRouting):
         if not 0 <= cast(float, share) <= 1:
             raise ValueError(f"router.share: expected a share in [0, 1]; got {share}")
         self.share = cast(float, share)
-        self._scaled = False
 
     @classmethod
     def run_name(cls, settings: Mapping[str, Any]) -> str:
@@ -47,21 +47,26 @@ class Shrinkage(NoRouting):
         share = settings.get("share")
         return f"{cls.name}-matched" if share is None else f"{cls.name}-{share:g}"
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shrink before anything is exported."""
-        self._shrink(cast("GRPOModule", pl_module))
+    @property
+    def ships_as_trained(self) -> bool:
+        """What ships is shrunk."""
+        return False
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shrink where this process has not trained."""
-        self._shrink(cast("GRPOModule", pl_module))
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have "deployed" mean the shrunk update."""
+        cast("GRPOModule", pl_module).states["deployed"] = self.shipped
 
-    def _shrink(self, module: GRPOModule) -> None:
-        if self._scaled:
-            return
-        self._scaled = True
-        for _, layer in routed_layers(module.policy):
-            for block in layer.scaling:
-                layer.scaling[block] *= 1 - self.share
+    @contextmanager
+    def shipped(self, policy: PeftModel) -> Iterator[None]:
+        """The update of both blocks times ``1 - share``, inside."""
+        before = [(layer.scaling, dict(layer.scaling)) for _, layer in routed_layers(policy)]
+        for scaling, whole in before:
+            scaling.update({block: scale * (1 - self.share) for block, scale in whole.items()})
+        try:
+            yield
+        finally:
+            for scaling, whole in before:
+                scaling.update(whole)
 
     def provenance(self) -> dict[str, object]:
         """The share."""
