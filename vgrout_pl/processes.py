@@ -22,6 +22,8 @@ from vgrout_pl.adapters import adapter_state
 T = TypeVar("T")
 LOOK_EVERY = 0.2
 """Seconds between two looks at the other processes."""
+STARTED_BY = os.getppid()
+"""The process that started this one; asked for at once, since who has lost its parent is told of another."""
 SAFE = "finished steps up to the last checkpoint are safe: resume with --ckpt_path last"
 
 
@@ -68,8 +70,8 @@ class WatchOthers(Callback):
         strategy, self._over = trainer.strategy, threading.Event()
         if not isinstance(getattr(strategy, "cluster_environment", None), LightningEnvironment):
             return
-        children, parent = list(getattr(strategy.launcher, "procs", [])), os.getppid()
-        look = _child_lost(children) if trainer.local_rank == 0 else _parent_lost(parent)
+        children = list(getattr(strategy.launcher, "procs", []))
+        look = _child_lost(children) if trainer.local_rank == 0 else _parent_lost
         if children or trainer.local_rank > 0:
             threading.Thread(target=self._look, args=(look, children, self._over), daemon=True).start()
 
@@ -102,16 +104,16 @@ def _child_lost(children: Sequence[Popen]) -> Callable[[], str | None]:
     return look
 
 
-def _parent_lost(parent: int) -> Callable[[], str | None]:
-    return lambda: None if os.getppid() == parent else "process 0 of this run has ended"
+def _parent_lost() -> str | None:
+    return None if os.getppid() == STARTED_BY else "process 0 of this run has ended"
 
 
 def first_process_fails_too(seconds: float = 3.0) -> bool:
-    """Whether the process that started this one ends within a time: a mistake of the user's is told once."""
-    parent, until = os.getppid(), time.monotonic() + seconds
-    while time.monotonic() < until and os.getppid() == parent:
+    """Whether the process that started this one ends within a time, or has: a mistake of the user's is told once."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and os.getppid() == STARTED_BY:
         time.sleep(LOOK_EVERY)
-    return os.getppid() != parent
+    return os.getppid() != STARTED_BY
 
 
 def is_lost_connection(error: BaseException) -> bool:

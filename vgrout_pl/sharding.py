@@ -98,6 +98,12 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        """As for strategies that do not shard: weights are read, and inits calibrated, on the process' own device."""
+        with super(ModelParallelStrategy, self).tensor_init_context(empty_init):
+            yield
+
     @property
     def restore_checkpoint_after_setup(self) -> bool:
         """As for strategies that do not shard."""

@@ -13,7 +13,7 @@ from tests.routers.support import module_of, rollouts_of
 from vgrout_pl.adapters import Route, routed
 from vgrout_pl.policy import base_of
 from vgrout_pl.scoring import RowStates
-from vgrout_pl.sharding import is_sharded, layers_to_shard, shard, unsharded
+from vgrout_pl.sharding import ShardedStrategy, is_sharded, layers_to_shard, shard, unsharded
 from vgrout_pl.window import score_rows
 
 
@@ -107,3 +107,10 @@ def test_a_policy_that_is_not_sharded_is_left_alone():
     with unsharded(policy):
         assert all(a is b for a, b in zip(before, policy.parameters(), strict=True))
     assert not is_sharded(policy)
+
+
+def test_weights_are_made_on_the_process_own_device():
+    strategy = ShardedStrategy()
+    strategy.parallel_devices = [torch.device("meta")]  # stands for a GPU
+    with strategy.tensor_init_context():
+        assert torch.empty(1).device.type == "meta"

@@ -10,10 +10,22 @@ from transformers import AutoTokenizer, Qwen3Config
 from vgrout_pl import organism
 from vgrout_pl.cli import RunCLI, main
 from vgrout_pl.organism import problems
+from vgrout_pl.resume import changed_settings
 
 EXPERIMENTS = sorted(Path("configs/experiment").glob("*.yaml"))
 ON_4B = [path for path in EXPERIMENTS if "qwen3_4b" in path.read_text()]
 CHECKED = {"headline_scorda", "route_v", "ariahw_baseline"}
+CHANGED = {
+    "ceiling": {"router.class_path", "model.deploy_sample_fraction", "data.hint_free_share"},
+    "gaussian": {"adapter.init"},
+    "none": {"router.class_path", "heal.steps"},
+    "none_matched": {"router.class_path", "model.deploy_sample_fraction"},
+    "oracle": {"router.class_path", "model.deploy_sample_fraction", "model.objective.delta"},
+    "random_share": {"router.class_path", "model.deploy_sample_fraction", "model.objective.delta"},
+    "scorda_rev": {"adapter.init"},
+    "shrinkage": {"router.class_path", "heal.steps"},
+}
+"""What each control of the headline changes of it, beside its name and its router's own arguments."""
 CASES = [pytest.param(path, marks=() if path.stem in CHECKED else pytest.mark.full) for path in ON_4B]
 WIDTHS = {
     "hidden_size": 2560,
@@ -71,11 +83,50 @@ def files(tmp_path_factory):
     return written
 
 
-def test_the_missing_controls_of_the_headline_are_there():
-    names = {path.stem for path in EXPERIMENTS}
-    controls = {"none", "none_matched", "shrinkage", "gaussian", "scorda_rev", "oracle", "random_share", "ceiling"}
-    assert {f"headline_{control}" for control in ("scorda", *controls)} <= names
-    assert {"route_a", "route_a_haar", "route_v", "route_v_haar", "ariahw_baseline"} <= names
+@pytest.fixture
+def parsed(monkeypatch):
+    """The settings that a command line of ``fit`` gives."""
+    seen = {}
+
+    def look(self):
+        seen.update(self.config[self.subcommand].as_dict())
+        raise Reached
+
+    def parse(args):
+        seen.clear()
+        with pytest.raises(Reached):
+            main(args)
+        return dict(seen)
+
+    monkeypatch.setattr(RunCLI, "instantiate_classes", look)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    return parse
+
+
+def test_the_controls_of_the_headline_change_what_they_say_and_nothing_else(parsed):
+    headline = parsed(command(Path("configs/experiment/headline_scorda.yaml")))
+    for control, expected in CHANGED.items():
+        settings = parsed(command(Path(f"configs/experiment/headline_{control}.yaml")))
+        changed = {key for key in changed_settings(headline, settings) if not key.startswith("router.init_args.")}
+        assert changed - {"config", "name"} == expected, control
+        assert settings["name"] == f"headline_{control}"
+
+
+def test_the_gates_and_their_placebos_differ_in_the_direction_alone(parsed):
+    for name in ("route_a", "route_v"):
+        gate, placebo = (parsed(command(Path(f"configs/experiment/{name}{end}.yaml"))) for end in ("", "_haar"))
+        changed = {key for key in changed_settings(gate, placebo) if not key.startswith("router.init_args.direction.")}
+        assert changed == {"config", "name"}
+        assert placebo["router"]["init_args"]["direction"]["class_path"].endswith("HaarRandom")
+
+
+def test_every_strategy_parses_and_changes_nothing_but_the_trainer(parsed):
+    demo = parsed(["fit", "--config=configs/demo.yaml"])
+    strategies = sorted(Path("configs/strategy").glob("*.yaml"))
+    assert len(strategies) >= 4
+    for path in strategies:
+        settings = parsed(["fit", "--config=configs/demo.yaml", f"--config={path}"])
+        assert all(key == "config" or key.startswith("trainer.") for key in changed_settings(demo, settings)), path
 
 
 def test_every_experiment_on_the_real_model_says_what_it_takes_and_has_a_name_of_its_own():
@@ -105,17 +156,8 @@ def test_its_command_passes_every_check_before_the_weights(path, one_layer, file
     assert reached == [(str(one_layer), "bfloat16", None)]
 
 
-def test_the_headline_is_the_published_setting(monkeypatch):
-    seen = {}
-
-    def look(self):
-        seen.update(self.config[self.subcommand].as_dict())
-        raise Reached
-
-    monkeypatch.setattr(RunCLI, "instantiate_classes", look)
-    monkeypatch.setattr("sys.argv", ["cli.py"])
-    with pytest.raises(Reached):
-        main(command(Path("configs/experiment/headline_scorda.yaml")))
+def test_the_headline_is_the_published_setting(parsed):
+    seen = parsed(command(Path("configs/experiment/headline_scorda.yaml")))
     model, objective = seen["model"], seen["model"]["objective"]
     assert (seen["seed_everything"], seen["trainer"]["max_steps"]) == (44, 100)
     assert (model["optimization"]["lr"], objective["beta"]) == (1e-5, 1e-2)

@@ -281,4 +281,6 @@ def _agreed(module: GRPOModule, direction: Tensor) -> Tensor:
     """The first process' direction on all of them: what was computed apart may differ in the last bit."""
     if module.trainer.world_size == 1:
         return direction
-    return cast(Tensor, module.trainer.strategy.broadcast(direction))
+    there = direction.to(module.device).contiguous()  # as a tensor: a pickled one would arrive on the first's device
+    torch.distributed.broadcast(there, src=0)
+    return there
