@@ -142,10 +142,11 @@ def _check_sampling_share(module: GRPOModule, router: Router) -> None:
 def _check_teacher(module: GRPOModule, router: Router) -> None:
     taught = module.teacher.rows_a_group
     ablated = 0 if router.ships_quarantine else round(module.group_size * module.deploy_sample_fraction)
-    if taught and taught + ablated > module.group_size:
+    if taught and taught + max(ablated, 1) > module.group_size:
         raise ValueError(
-            f"model.teacher: expected at most {module.group_size - ablated} rows of each group of {module.group_size}, "
-            f"of which {ablated} are sampled ablated; got {taught}"
+            f"model.teacher: expected at most {module.group_size - max(ablated, 1)} rows of each group of "
+            f"{module.group_size}, of which {ablated} are sampled ablated and one at least is the policy's own; got "
+            f"{taught}"
         )
     if taught and module.trainer.state.fn == TrainerFn.FITTING:
         module.teacher.check(data_of(module.trainer).showings())

@@ -48,6 +48,16 @@ WORDS = {
     "betas": (["--model.optimization.betas=[2,3]"], "betas: expected", "2"),
     "not a checkpoint": (["--ckpt_path=README.md"], "ckpt_path: expected", "README.md"),
     "only a novel marker is too long": (["--data.max_prompt_tokens=47"], "max_prompt_tokens: expected", "47"),
+    "nothing but lessons": (
+        [
+            "--model.teacher.pool=pool",
+            "--model.teacher.hacks=4",
+            "--model.teacher.until_step=1",
+            "--model.deploy_sample_fraction=0",
+        ],
+        "model.teacher: expected at most 3 rows of each group of 4",
+        "got 4",
+    ),
     "states": (["--ablation.states=[as_trained]"], "ablation.states: expected", "as_trained"),
 }
 
