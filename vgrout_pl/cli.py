@@ -36,6 +36,7 @@ from vgrout_pl.callbacks.progress import RunProgressBar
 from vgrout_pl.checkpoint_io import chosen_checkpoint
 from vgrout_pl.console import condensed, fail, quiet
 from vgrout_pl.datamodule import ProblemDataModule
+from vgrout_pl.env import GraderError
 from vgrout_pl.logger import RunCSVLogger
 from vgrout_pl.module import GRPOModule
 from vgrout_pl.plan.trainer import PlanningTrainer
@@ -273,6 +274,10 @@ def main(args: Sequence[str] | None = None) -> None:
         )
     except GuardError as stop:
         raise SystemExit(fail(str(stop), code=3) if not getattr(rank_zero_only, "rank", 0) else 3) from None
+    except GraderError as error:
+        if os.environ.get("VGROUT_TRACEBACK"):
+            raise
+        raise SystemExit(fail(f"grader: {told(error)}; {SAFE}")) from None
     except RuntimeError as error:
         if os.environ.get("VGROUT_TRACEBACK") or not is_lost_connection(error):
             raise

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.loop.conftest import command
+from vgrout_pl.env import GraderError
 
 WORDS = {
     "unknown router": (["--router=vgrout_pl.routers.Nope"], "router: expected", "vgrout_pl.routers.Absorb"),
@@ -181,3 +182,16 @@ def test_a_checkpoint_of_another_adapter_is_refused_before_the_model_is_read(fit
     (checkpoint, *_) = (run / "checkpoints").glob("last*.ckpt")
     line = refusal(f"--ckpt_path={checkpoint}", "--adapter.r=4", "--allow_changed=[adapter.r]")
     assert "another adapter shape" in line
+
+
+def test_a_grader_that_fails_ends_the_run_with_one_line(fit, capsys, monkeypatch):
+    def fails(*_):
+        raise GraderError("expected a fork-server to start; got: nothing")
+
+    monkeypatch.setattr("vgrout_pl.env.Grader.grade_batch", fails)
+    with pytest.raises(SystemExit) as ended:
+        fit()
+    assert ended.value.code == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: grader: expected a fork-server to start; got: nothing")
+    assert "resume with --ckpt_path last" in line
