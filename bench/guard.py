@@ -2,10 +2,11 @@
 
     python bench/guard.py [--arms default ramp] [--seeds 5] [--steps 500] [--root runs/guard] [--table]
 
-Runs ``configs/demo.yaml`` once an arm and seed, one process after another; about a CPU second a step. The rule of the
-runaway only warns here, so that what would have come is seen. Run again, it goes on where it was stopped; ``--table``
-prints what is there. Columns: the step at which the guard speaks; the format rate of that window; the step at which the
-format has collapsed (first mean over 5 windows below half of that of the run's first 5); the lowest such mean.
+Runs ``configs/demo.yaml`` once an arm and seed, one process after another; about a CPU second a step. The rules of the
+runaway and the surge only warn here, so that what would have come is seen. Run again, it goes on where it was stopped;
+``--table`` prints what is there. Columns: the step at which the guard speaks; the format rate of that window; the step
+at which the format has collapsed (first mean over 5 windows below half of that of the run's first 5); the lowest such
+mean.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ ARMS = {
     "at_once": ("--model.optimization.lr=0.02",),
 }
 """The demo's 2e-3 with 5 steps of warm-up; 6e-3; 1e-2; 2e-2 reached over 40 steps; 2e-2 reached within 5."""
+RULES = ("runaway", "surge")
 SPAN = 5
 
 
@@ -54,6 +56,7 @@ def train(arm: str, seed: int, steps: int, root: Path) -> None:
     command = [sys.executable, "cli.py", "fit", "--config", "configs/demo.yaml", *ARMS[arm], f"--name={arm}"]
     command += [f"--seed_everything={seed}", f"--trainer.default_root_dir={root}", "--ckpt_path=last"]
     command += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}", "--guard.runaway.action=warn"]
+    command += ["--guard.surge.action=warn"]
     command += ["--data.test_size=8", "--data.train_eval_size=8", "--step_log.every_n_steps=0"]
     log = root / arm / f"seed{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +68,7 @@ def row(arm: str, seed: int, directory: Path) -> str:
     """One line of the table, from what the run has written so far."""
     steps, formats = Metrics.load(directory / "metrics.csv").series("format/rate")
     record = load_guard(directory)
-    spoken = [finding["step"] for finding in record["findings"] if finding["rule"] == "runaway"] if record else []
+    spoken = [finding["step"] for finding in record["findings"] if finding["rule"] in RULES] if record else []
     means = [mean(formats[end - SPAN : end]) for end in range(SPAN, len(formats) + 1)]
     collapsed = [steps[i + SPAN - 1] for i, value in enumerate(means) if value < means[0] / 2]
     guard = f"{spoken[0]:5d} {formats[steps.index(spoken[0])]:6.2f}" if spoken else f"{'never':>5} {'':6}"

@@ -20,6 +20,7 @@ from vgrout_pl.callbacks.guard_rules import (
     NoEmergence,
     OverRouting,
     Runaway,
+    Surge,
 )
 from vgrout_pl.callbacks.guard_watch import Watch
 from vgrout_pl.module import GRPOModule
@@ -49,6 +50,37 @@ def test_two_steps_in_a_row_are_a_runaway_found_once():
     assert (found.rule, found.action, found.since, found.step) == ("runaway", "stop", 10, 11)
     assert found.values == RUNNING
     assert "mean log-probability -0.7 (usually -0.3), KL 0.9 (usually 0.4), gradient norm 0.5" in found.happened
+
+
+def surging(kl, norm):
+    return [{"kl": k, "grad_norm": g} for k, g in zip(kl, norm, strict=True)]
+
+
+def test_a_divergence_that_multiplies_with_the_gradient_is_found_at_its_third_step():
+    calm = surging([0.5] * 20, [0.1] * 20)
+    (found,) = findings(Surge(), [*calm, *surging([1.2, 5.5, 60.0], [0.2, 0.4, 0.9])])
+    assert (found.rule, found.action, found.step) == ("surge", "stop", 21)
+    assert "KL 0.5, 1.2, 5.5 and gradient norm 0.1, 0.2, 0.4" in found.happened
+
+
+@pytest.mark.parametrize(
+    ("kl", "norm"),
+    [
+        ([0.5, 690.0, 0.6], [0.1, 5.0, 0.1]),  # a spike from one step to the next
+        ([1.2, 4.9, 9.0], [0.2, 0.4, 0.9]),  # not ten times the usual where both grow twice
+        ([1.2, 5.5, 60.0], [0.2, 0.2, 0.9]),  # the gradient does not go with it
+        ([1.2, 2.3, 60.0], [0.2, 0.4, 0.9]),  # not twice in a row
+    ],
+)
+def test_what_is_no_surge(kl, norm):
+    assert findings(Surge(), [*surging([0.5] * 20, [0.1] * 20), *surging(kl, norm)]) == []
+
+
+def test_a_surge_waits_for_healthy_steps_and_passes_over_steps_without_a_divergence():
+    rise = surging([1.2, 5.5, 60.0], [0.2, 0.4, 0.9])
+    assert findings(Surge(), [*surging([0.5] * 5, [0.1] * 5), *rise]) == []
+    unmeasured = {"grad_norm": 0.1}
+    assert findings(Surge(), [*surging([0.5] * 9, [0.1] * 9), unmeasured, rise[0], unmeasured, *rise[1:]])
 
 
 @pytest.mark.parametrize(
@@ -201,6 +233,7 @@ def test_a_loss_that_is_not_finite_is_named():
     ("rule", "line"),
     [
         (lambda: Runaway(steps=0), "guard.runaway.steps: expected at least 1; got 0"),
+        (lambda: Surge(kl_growth=0.9), "guard.surge.kl_growth: expected a factor of at least 1; got 0.9"),
         (lambda: Runaway(grad_ratio=0.5), "guard.runaway.grad_ratio: expected a multiple"),
         (lambda: DeadGroups(action="explode"), "guard.dead_groups.action: expected stop | warn | off; got 'explode'"),
         (lambda: NoEmergence(rate=2.0), "guard.no_emergence.rate: expected a share"),

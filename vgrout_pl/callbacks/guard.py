@@ -25,6 +25,7 @@ from vgrout_pl.callbacks.guard_rules import (
     OverRouting,
     Rule,
     Runaway,
+    Surge,
 )
 from vgrout_pl.callbacks.guard_watch import Finding, Watch
 from vgrout_pl.checkpoint_io import UNREADABLE, checkpoints_in
@@ -55,6 +56,7 @@ class DivergenceGuard(WindowObserver, Callback):
 
     Args:
         runaway: log-probability far down with a high gradient norm or divergence, for several steps.
+        surge: divergence and gradient norm that multiply twice in a row.
         non_finite: anything that is not a finite number.
         dead_groups: no group with a difference in reward.
         no_emergence: no hacks on hinted rows.
@@ -65,6 +67,7 @@ class DivergenceGuard(WindowObserver, Callback):
     def __init__(
         self,
         runaway: Runaway = Runaway(),  # noqa: B008 - frozen
+        surge: Surge = Surge(),  # noqa: B008 - frozen
         non_finite: NonFinite = NonFinite(),  # noqa: B008 - frozen
         dead_groups: DeadGroups = DeadGroups(),  # noqa: B008 - frozen
         no_emergence: NoEmergence = NoEmergence(),  # noqa: B008 - frozen
@@ -73,7 +76,7 @@ class DivergenceGuard(WindowObserver, Callback):
     ):
         self.rules: dict[str, Rule] = {
             rule.name: rule
-            for rule in (runaway, non_finite, dead_groups, no_emergence, over_routing, gate_starvation)
+            for rule in (runaway, surge, non_finite, dead_groups, no_emergence, over_routing, gate_starvation)
             if rule.action != "off"
         }
         self._watches = {name: Watch(rule) for name, rule in self.rules.items()}

@@ -118,6 +118,64 @@ class Runaway(Rule):
 
 
 @dataclass(frozen=True)
+class Surge(Rule):
+    """The divergence surges before the policy shows it: twice in a row it multiplies, and the gradient with it.
+
+    A step shows it where ``kl`` > kl_growth times that of the step before, that > kl_growth times that of the one
+    before it, ``grad_norm`` likewise with grad_growth, and ``kl`` > kl_ratio medians over the last 50 healthy steps.
+    A spike from one step to the next does not; steps that do not measure the divergence are passed over.
+
+    Args:
+        action: stop, warn or off.
+        steps: steps in a row before it acts; one looks at three windows already.
+        kl_growth: of the divergence, from step to step.
+        grad_growth: of the gradient norm, from step to step.
+        kl_ratio: divergence to the reference, in medians.
+        healthy_steps: healthy steps needed to compare with; before them it is silent.
+    """
+
+    action: Action = "stop"
+    steps: int = 1
+    kl_growth: float = 2.0
+    grad_growth: float = 1.5
+    kl_ratio: float = 10.0
+    healthy_steps: int = 8
+
+    name: ClassVar[str] = "surge"
+    reads: ClassVar[tuple[str, ...]] = ("kl", "grad_norm")
+    memory: ClassVar[int] = 50
+    spoils: ClassVar[bool] = True
+    advice: ClassVar[str] = Runaway.advice
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be meant."""
+        super().__post_init__()
+        for name in ("kl_growth", "grad_growth", "kl_ratio"):
+            self._check(name, getattr(self, name) >= 1, "a factor of at least 1")
+        self._check("healthy_steps", 2 <= self.healthy_steps <= self.memory, f"2 to {self.memory}")
+
+    def sign(self, now: Metrics, healthy: Sequence[Metrics]) -> bool | None:
+        """Both have multiplied twice."""
+        if not set(self.reads) <= now.keys():
+            return None
+        if len(healthy) < self.healthy_steps:
+            return False
+        first, second = healthy[-2], healthy[-1]
+        grown = all(
+            later[name] > factor * earlier[name]
+            for earlier, later in ((first, second), (second, now))
+            for name, factor in (("kl", self.kl_growth), ("grad_norm", self.grad_growth))
+        )
+        return grown and _exceeds("kl", self.kl_ratio, now, healthy)
+
+    def describe(self, now: Metrics, healthy: Sequence[Metrics]) -> str:
+        """Three values of each."""
+        last = [*list(healthy)[-2:], now]
+        kl, norm = (", ".join(f"{metrics[name]:.3g}" for metrics in last) for name in self.reads)
+        return f"KL {kl} and gradient norm {norm} in three steps"
+
+
+@dataclass(frozen=True)
 class DeadGroups(Rule):
     """No group has a difference in reward: ``frac_reward_zero_std`` >= share, so nothing is learned.
 
