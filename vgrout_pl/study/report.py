@@ -31,7 +31,7 @@ READ_AS = (
     "`*` above the family's threshold, `+` above the cell's own 95th percentile of random directions only (in "
     "brackets): with this many cells, some `+` come by chance. `*` means that an isotropic random direction is beaten, "
     "and no more: directions of pairs tend to lie where features vary most, whatever the pairs are about; a `*` counts "
-    "only where the placebos and flipped signs have none, and where it is above the baselines of length and norm, which "
+    "only where the placebos and flipped signs have none, and where it beats the baselines of length and norm, which "
     "no mark compares it with. The oracle is the ceiling and has no mark: a fit to "
     "meaningless labels varies more than random directions do. The cut is a quantile of the rows studied here, a live "
     "gate's one of all rows in groups with reward differences, unpaid and hint-free ones included: F0.5 and precision "
