@@ -79,7 +79,9 @@ class Meter(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: GRPOModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Close the step."""
+        """Close the step, after its last micro-batch."""
+        if batch.micro < batch.micro_batches - 1:
+            return
         module.timer.enter(None)
         phases = {name: round(seconds, 3) for name, seconds in module.timer.cpu.items()}
         self.steps.append({"cpu_s": phases, "loss": float(trainer.callback_metrics["loss"])})
