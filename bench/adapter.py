@@ -25,7 +25,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
-from vgrout_pl.adapters import INITS, RoutedLoraConfig, ablated, attach_routed_adapter, blocks, merged, routed
+from vgrout_pl.adapters import (
+    INITS,
+    RoutedLoraConfig,
+    ablated,
+    attach_routed_adapter,
+    blocks,
+    is_packable,
+    merged,
+    packed,
+    routed,
+)
 from vgrout_pl.adapters.inits import InitRequest, module_generator
 
 RANK, ROWS, LENGTH = 32, 8, 428
@@ -208,6 +218,12 @@ def generate_table(repeats: int) -> None:
         }
         if "fp32" in title:
             jobs["merged"] = Decoder(model, prompt, steps, merged)
+        if is_packable(model):  # what sampling does; bare weights could be packed too, but nobody's generate does that
+            jobs["packed"] = Decoder(model, prompt, steps, packed)
+            jobs["packed, ablated"] = Decoder(model, prompt, steps, packed, ablated)
+            jobs["packed, mixed"] = Decoder(model, prompt, steps, packed, lambda m, some=some: ablated(m, some))
+            if "fp32" in title:
+                jobs["packed, merged"] = Decoder(model, prompt, steps, lambda m: packed(m, None))
         seconds = least_seconds(jobs, repeats)
         first = {name: job.prompt_seconds for name, job in jobs.items()}
         later = {name: seconds[name] - first[name] for name in jobs}
@@ -217,7 +233,7 @@ def generate_table(repeats: int) -> None:
                 f"{part} {of[name]:6.3f}s {of[name] / of['bare']:.2f}x"
                 for part, of in (("all", seconds), ("prompt", first), ("new tokens", later))
             )
-            print(f"  {name:12s} {parts}", flush=True)
+            print(f"  {name:16s} {parts}", flush=True)
 
 
 class Wrapped(torch.nn.Sequential):

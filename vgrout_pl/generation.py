@@ -9,14 +9,15 @@ from typing import NamedTuple
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StopStringCriteria
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
 
-from vgrout_pl.adapters import ablated, merged, routed_layers
+from vgrout_pl.adapters import ablated, is_packable, merged, packed, routed_layers
 from vgrout_pl.adapters.state import DEPLOYED
 from vgrout_pl.kv_cache import PromptCache
 from vgrout_pl.policy import base_of, head_of, positions, stop_token_ids
 from vgrout_pl.sampling import Sampling, draw
 from vgrout_pl.seeding import derived_seed
+from vgrout_pl.shared_attention import SharedPrompts, attending, can_attend
 
 LOOK_EVERY = 8
 """Tokens between two looks at which rows are finished; each look waits for the device (on the CPU: every token)."""
@@ -84,8 +85,11 @@ def generate(
         stack.enter_context(_evaluating(policy))
         if not mixed and bool(without.all()):
             stack.enter_context(ablated(policy))
-        if is_mergeable(policy):
-            stack.enter_context(merged(policy, (DEPLOYED,) if mixed else None))
+        merge = ((DEPLOYED,) if mixed else None) if is_mergeable(policy) else ()
+        if is_packable(policy):
+            stack.enter_context(packed(policy, merge))
+        elif merge != ():
+            stack.enter_context(merged(policy, merge))
         decoding = _Decoding(policy, tokenizer, sampling, without if mixed else None, on_finished, logprob_temperature)
         return decoding.run(prompt_ids, prompt_mask, prompt_of.to(prompt_ids.device), uniforms.to(prompt_ids.device))
 
@@ -104,8 +108,8 @@ class _Decoding:
     ) -> None:
         self.logprob_temperature = logprob_temperature
         self.policy, self.sampling, self.without, self.on_finished = policy, sampling, without, on_finished
-        base = base_of(policy)
-        self.decoder, self.head = base.get_decoder(), head_of(base)
+        self.base = base = base_of(policy)
+        self.head = head_of(base, packed=is_packable(policy))
         self.pad = tokenizer.pad_token_id
         self.stops = torch.tensor(stop_token_ids(base, tokenizer), device=base.device)
         strings = list(sampling.stop_strings)
@@ -139,7 +143,7 @@ class _Decoding:
                         batch.keep(growing)
                         state.close()
                         state.enter_context(self._state_of(alive))
-                batch.advance(self.decoder, token)
+                batch.advance(token)
         self._report(step + 1)
         mask = torch.arange(step + 1, device=device) < self.length.unsqueeze(-1)
         logprobs = None if self.logprob_temperature is None else self.logprobs[:, : step + 1]
@@ -158,14 +162,14 @@ class _Decoding:
         cache = PromptCache()
         different = nullcontext() if self.without is None else ablated(self.policy, rows=pairs[:, 1].bool())
         with different:
-            hidden = self.decoder(
+            hidden = self.base.get_decoder()(
                 input_ids=prompt_ids[pairs[:, 0]],
                 attention_mask=mask,
                 position_ids=positions(mask),
                 past_key_values=cache,
                 use_cache=False,
             ).last_hidden_state[:, -1]
-        return _Batch(cache, mask, hidden, pair_of, room)
+        return _Batch(self.base, cache, mask, hidden, pair_of, room)
 
     def _next(self, hidden: Tensor, alive: Tensor, uniforms: Tensor, step: int) -> Tensor:
         """Draw the next token of the rows ``alive``, padding where a row has stopped."""
@@ -202,29 +206,42 @@ class _Decoding:
 class _Batch:
     """The rows that still grow: what they have behind them, and the hidden state [n, d] that predicts what comes."""
 
-    def __init__(self, prompts: PromptCache, mask: Tensor, hidden: Tensor, pair_of: Tensor, room: int) -> None:
-        self.cache = prompts.decoding(pair_of, room)
+    def __init__(
+        self, base: PreTrainedModel, prompts: PromptCache, mask: Tensor, hidden: Tensor, pair_of: Tensor, room: int
+    ) -> None:
+        self.base = base
         self.hidden = hidden[pair_of]
         self.at = mask.sum(1)[pair_of]
-        grown = torch.ones(len(pair_of), room, dtype=mask.dtype, device=mask.device)
-        self.mask = None if bool(mask.all()) else torch.cat([mask[pair_of], grown], 1)
+        self.mask: Tensor | None = None
+        self.shared: SharedPrompts | None = None
+        if can_attend(base, mask.shape[0], mask.shape[1], len(pair_of), room):
+            self.shared = SharedPrompts(prompts, mask, pair_of)
+            self.cache = prompts.own(len(pair_of), room)
+            return
+        self.cache = prompts.decoding(pair_of, room)
+        if not bool(mask.all()):
+            grown = torch.ones(len(pair_of), room, dtype=mask.dtype, device=mask.device)
+            self.mask = torch.cat([mask[pair_of], grown], 1)
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but ``rows`` (int [n])."""
         self.cache.keep(rows)
         self.at = self.at[rows]
         self.mask = None if self.mask is None else self.mask[rows]
+        if self.shared is not None:
+            self.shared.keep(rows)
 
-    def advance(self, decoder: torch.nn.Module, token: Tensor) -> None:
+    def advance(self, token: Tensor) -> None:
         """Take in one more token a row."""
         seen = self.cache.get_seq_length() + 1
-        self.hidden = decoder(
-            input_ids=token.unsqueeze(-1),
-            attention_mask=None if self.mask is None else self.mask[:, :seen],
-            position_ids=self.at.unsqueeze(-1),
-            past_key_values=self.cache,
-            use_cache=False,
-        ).last_hidden_state[:, -1]
+        with nullcontext() if self.shared is None else attending(self.base, self.shared):
+            self.hidden = self.base.get_decoder()(
+                input_ids=token.unsqueeze(-1),
+                attention_mask=None if self.mask is None else self.mask[:, :seen],
+                position_ids=self.at.unsqueeze(-1),
+                past_key_values=self.cache,
+                use_cache=False,
+            ).last_hidden_state[:, -1]
         self.at = self.at + 1
 
 

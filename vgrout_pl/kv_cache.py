@@ -109,13 +109,20 @@ class PromptCache(Cache):
 
     def before(self, rows: Tensor) -> Cache:
         """The prompts ``rows`` (int [n], repeats welcome) in front of n continuations; gradients flow back."""
-        return Cache(layers=[PrefixedLayer(keys[rows], values[rows]) for keys, values in self._recorded()])
+        return Cache(layers=[PrefixedLayer(keys[rows], values[rows]) for keys, values in self.recorded()])
 
     def decoding(self, rows: Tensor, room: int) -> DecodingCache:
         """The prompts ``rows`` (int [n]) with room for ``room`` more tokens each."""
-        return DecodingCache([DecodingLayer(keys, values, rows, room) for keys, values in self._recorded()])
+        return DecodingCache([DecodingLayer(keys, values, rows, room) for keys, values in self.recorded()])
 
-    def _recorded(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def own(self, rows: int, room: int) -> DecodingCache:
+        """Room for ``room`` tokens of each of ``rows`` rows, without the prompts, in float32."""
+        nothing = [tuple(states[:1, :, :0].float() for states in layer) for layer in self.recorded()]
+        first = torch.zeros(rows, dtype=torch.long)
+        return DecodingCache([DecodingLayer(keys, values, first, room) for keys, values in nothing])
+
+    def recorded(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer."""
         for layer in self.layers:
             assert isinstance(layer, RecordingLayer) and layer.keys is not None and layer.values is not None
             yield layer.keys, layer.values

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vgrout_pl.adapters.attach import route_state
+from vgrout_pl.adapters.packed_linear import PackedLinear
 from vgrout_pl.adapters.state import RouteState
 
 ORGANISM = "organism"
@@ -219,9 +220,11 @@ def base_of(policy: PeftModel) -> PreTrainedModel:
     return cast(PreTrainedModel, policy.get_base_model())
 
 
-def head_of(base: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """What turns final hidden states [.., d] into logits [.., V]."""
-    output = base.get_output_embeddings()
+def head_of(base: PreTrainedModel, packed: bool = False) -> Callable[[Tensor], Tensor]:
+    """What turns final hidden states [.., d] into logits [.., V]; ``packed``: by a copy laid out for few rows."""
+    output: Any = base.get_output_embeddings()
+    if packed and PackedLinear.can_hold(output.weight):
+        output = PackedLinear(output.weight, output.bias)
     cap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
     if cap is None:
         return output

@@ -29,6 +29,7 @@ from vgrout_pl.adapters.diagnostics import ModuleDiagnostics, diagnostics, modul
 from vgrout_pl.adapters.export import export_as_trained, export_deployed, export_quarantine
 from vgrout_pl.adapters.inits import INITS, register_init
 from vgrout_pl.adapters.merge import merged
+from vgrout_pl.adapters.packing import is_packable, packed
 from vgrout_pl.adapters.state import DEPLOYED, QUARANTINE, Route
 from vgrout_pl.adapters.targets import check_adapter_fits
 
@@ -60,8 +61,10 @@ __all__ = [
     "export_quarantine",
     "install_decay_toward_init",
     "is_adapter_key",
+    "is_packable",
     "merged",
     "module_diagnostics",
+    "packed",
     "quarantine_only",
     "quarantine_share",
     "reference_policy",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from vgrout_pl.adapters.decoding import DecodeStep, Factors, PackedFactors
 from vgrout_pl.adapters.functional import add_update
+from vgrout_pl.adapters.packed_linear import PackedLinear
 from vgrout_pl.adapters.state import BLOCKS, Plan, RouteState
 
 
@@ -20,37 +21,6 @@ class Trainable(NamedTuple):
     label: str
     parameter: Tensor
     init: Tensor
-
-
-@dataclass(slots=True)
-class DecodeStep:
-    """A layer's work for one new position per row, prepared by the multi-position forward before it.
-
-    Valid for the same plan and as long as no tensor it was made from has changed (``versions``).
-    """
-
-    plan: Plan
-    base_layer: Any
-    left_t: Tensor
-    right_t: Tensor
-    mask: Tensor | None
-    sources: list[Tensor]
-    versions: list[int]
-    x_dtype: torch.dtype
-    device_type: str
-    widens: bool
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Base output plus update for x [rows, 1, d_in]."""
-        flat = x.reshape(-1, x.shape[2])
-        bottleneck = (flat.to(self.left_t.dtype) if self.widens else flat).mm(self.left_t)
-        if self.mask is not None:
-            bottleneck.mul_(self.mask)
-        base = self.base_layer(x)
-        rows = base.view(base.shape[0], -1)
-        if self.widens:
-            return torch.addmm(rows.to(bottleneck.dtype), bottleneck, self.right_t).to(base.dtype).view(base.shape)
-        return torch.addmm(rows, bottleneck, self.right_t).view(base.shape)
 
 
 class RoutedLayer(LoraLinear):
@@ -69,6 +39,7 @@ class RoutedLayer(LoraLinear):
         self.module_name = kwargs.get("target_name", "")
         self.compute_dtype = config.compute_dtype
         self._decode_step: DecodeStep | None = None
+        self._packed: PackedLinear | None = None
         self._active_blocks: tuple[str, ...] = BLOCKS
         super().__init__(base_layer, adapter_name, config=config, **kwargs)
 
@@ -125,6 +96,12 @@ class RoutedLayer(LoraLinear):
         """The frozen weight, [d_out, d_in]."""
         return cast(nn.Linear, self.get_base_layer()).weight
 
+    def pack(self, weight: Tensor | None) -> None:
+        """Multiply by a packed copy of ``weight`` [d_out, d_in] in place of the base weight; None: no longer."""
+        bias = cast(nn.Linear, self.get_base_layer()).bias
+        self._packed = None if weight is None else PackedLinear(weight, bias)
+        self._decode_step = None
+
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Block ``adapter``'s update of the weight, fp32 [d_out, d_in]; exactly zero at the init."""
@@ -139,9 +116,9 @@ class RoutedLayer(LoraLinear):
         step = self._decode_step
         if step is not None and x.dim() == 3 and x.shape[1] == 1 and step.plan is plan and self._still_valid(step, x):
             return step(x)
-        base = self.base_layer(x)
-        if plan.merged and torch.is_grad_enabled():
-            raise ValueError("the adapter is merged: expected torch.no_grad(); leave merged(model) to train")
+        if torch.is_grad_enabled() and (plan.merged or self._packed is not None):
+            raise ValueError("the adapter is merged or packed: expected torch.no_grad(); leave the context to train")
+        base = self.base_layer(x) if self._packed is None else self._packed(x)
         if self._disable_adapters or self.merged_adapters or not plan.blocks:
             return base
         if plan.rows is not None and x.shape[0] != plan.rows:
@@ -184,9 +161,8 @@ class RoutedLayer(LoraLinear):
             sources = [tensor for name in plan.blocks for tensor in self.sources(name)]
             self._decode_step = DecodeStep(
                 plan=plan,
-                base_layer=self.base_layer,
-                left_t=left.t().contiguous(),
-                right_t=right.t().contiguous(),
+                base=self.base_layer if self._packed is None else self._packed,
+                factors=(Factors if self._packed is None else PackedFactors)(left, right),
                 mask=None if mask is None else mask.squeeze(1),
                 sources=sources,
                 versions=[tensor._version for tensor in sources],

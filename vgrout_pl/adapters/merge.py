@@ -25,6 +25,31 @@ def merged(model: nn.Module, blocks: tuple[str, ...] | None = None) -> Iterator[
         ValueError: rows differ in a block to merge, a base weight is not fp32 (rounding would lose the update),
             sharded or shared between layers, or the model is merged already.
     """
+    layers = [layer for _, layer in routed_layers(model)]
+    originals: list[tuple[Tensor, Tensor]] = []
+    with merge_state(model, blocks) as names:
+        try:
+            for layer in layers:
+                weight = layer.base_weight
+                originals.append((weight, weight.data))
+                weight.data = merged_weight(layer, names)
+            yield
+        finally:
+            for weight, original in originals:
+                weight.data = original
+
+
+@contextmanager
+def merge_state(model: nn.Module, blocks: tuple[str, ...] | None) -> Iterator[tuple[str, ...]]:
+    """Have the layers leave out blocks that the weights they are given hold; yields their names.
+
+    Args:
+        model: with a routed adapter.
+        blocks: as :func:`merged` takes them.
+
+    Raises:
+        ValueError: as :func:`merged` does.
+    """
     state = route_state(model)
     if state.merged:
         raise ValueError("the adapter is merged already: expected merged(model) once")
@@ -35,29 +60,22 @@ def merged(model: nn.Module, blocks: tuple[str, ...] | None = None) -> Iterator[
         raise ValueError(
             f"merged: expected {' and '.join(blocks)} to be seen by all rows; got rows without; name others"
         )
-    layers = [layer for _, layer in routed_layers(model)]
-    _check_mergeable(layers)
+    _check_mergeable([layer for _, layer in routed_layers(model)])
     saved = state.snapshot()
-    originals: list[tuple[Tensor, Tensor]] = []
+    if blocks is None:
+        state.merged = BLOCKS
+        state.plan = Plan(blocks=(), merged=True)
+    else:
+        state.merge(names)
     try:
-        for layer in layers:
-            weight = layer.base_weight
-            originals.append((weight, weight.data))
-            weight.data = _merged_weight(layer, names)
-        if blocks is None:
-            state.merged = BLOCKS
-            state.plan = Plan(blocks=(), merged=True)
-        else:
-            state.merge(names)
-        yield
+        yield names
     finally:
-        for weight, original in originals:
-            weight.data = original
         state.restore(saved)
 
 
 @torch.no_grad()
-def _merged_weight(layer: RoutedLayer, blocks: tuple[str, ...]) -> Tensor:
+def merged_weight(layer: RoutedLayer, blocks: tuple[str, ...]) -> Tensor:
+    """The layer's weight [d_out, d_in] plus the update of ``blocks``, fp32; the weight itself where there are none."""
     weight = layer.base_weight.detach()
     if not blocks:
         return weight

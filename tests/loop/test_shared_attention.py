@@ -1,0 +1,137 @@
+"""Decoding attention over a shared prompt: the softmax over all keys, whatever the groups are."""
+
+import math
+
+import pytest
+import torch
+
+from tests.loop.policy_support import CONFIGS, scored, tiny_policy
+from tests.loop.test_generation import PROMPT_OF, WITHOUT, Ids, plain, prompts
+from vgrout_pl import shared_attention
+from vgrout_pl.adapters import ablated
+from vgrout_pl.generation import generate
+from vgrout_pl.kv_cache import PromptCache
+from vgrout_pl.policy import base_of
+from vgrout_pl.sampling import Sampling
+from vgrout_pl.scoring import RowStates
+from vgrout_pl.shared_attention import NAME, SharedPrompts, attending, can_attend, softmax_attention
+
+HEADS, GROUP, WIDTH, LENGTH = 2, 3, 8, 5
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Share prompts and pack weights however small the model is."""
+    monkeypatch.setattr("vgrout_pl.shared_attention.LEAST_SAVED", 0)
+    monkeypatch.setattr("vgrout_pl.adapters.packing.LEAST_WEIGHT", 0)
+
+
+def draw(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def recorded(prompts, layers=1):
+    """A cache with made-up keys and values of so many prompts."""
+    cache = PromptCache()
+    for layer in range(layers):
+        shape = (prompts, HEADS, LENGTH, WIDTH)
+        cache.update(draw(*shape, seed=10 + layer), draw(*shape, seed=20 + layer), layer)
+    return cache
+
+
+@pytest.mark.parametrize("prompt_of", [[0, 0, 0, 0], [0, 1, 0, 0, 1, 0], [2, 0, 2, 2, 1]], ids=str)
+def test_each_row_attends_to_its_own_prompt_as_the_formula_says(prompt_of):
+    rows, many = torch.tensor(prompt_of), max(prompt_of) + 1
+    cache, mask = recorded(many), torch.ones(many, LENGTH)
+    mask[-1, :2] = 0
+    query = draw(len(rows), HEADS, GROUP, WIDTH, seed=1)
+    shared = SharedPrompts(cache, mask, rows)
+    kept = torch.tensor([1, 3])
+    for chosen in (torch.arange(len(rows)), kept):
+        if chosen is kept:
+            shared.keep(kept)
+        out, log = shared.attend(0, query[chosen], 0.3)
+        [(keys, values)] = cache.recorded()
+        for place, row in enumerate(chosen.tolist()):
+            seen = mask[rows[row]].bool()
+            key, value = keys[rows[row]][:, seen].double(), values[rows[row]][:, seen].double()
+            scores = 0.3 * query[row].double() @ key.transpose(1, 2)
+            torch.testing.assert_close(out[place].double(), scores.softmax(-1) @ value, atol=1e-5, rtol=0)
+            torch.testing.assert_close(log[place].double(), scores.logsumexp(-1), atol=1e-5, rtol=0)
+
+
+def test_two_softmaxes_joined_are_the_softmax_over_all_keys():
+    query, keys, values = draw(1, 1, 2, WIDTH, seed=1), draw(1, 1, 9, WIDTH, seed=2), draw(1, 1, 9, WIDTH, seed=3)
+    whole, log = softmax_attention(query, keys, values, 0.5, None)
+    parts = [
+        softmax_attention(query, keys[:, :, part], values[:, :, part], 0.5, None) for part in (slice(4), slice(4, 9))
+    ]
+    (a, log_a), (b, log_b) = parts
+    joined = torch.lerp(b, a, torch.sigmoid(log_a - log_b).unsqueeze(-1))
+    torch.testing.assert_close(joined, whole, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.logaddexp(log_a, log_b), log, atol=1e-6, rtol=1e-5)
+    assert math.isclose(float(log[0, 0, 0]), float((0.5 * query[0, 0, 0] @ keys[0, 0].t()).logsumexp(0)), rel_tol=1e-5)
+
+
+SHARING = [name for name in CONFIGS if "gemma" not in name]
+
+
+@pytest.mark.parametrize("architecture", SHARING)
+def test_greedy_over_shared_prompts_and_packed_weights_equals_plain_generate(architecture, always, monkeypatch):
+    policy, calls = tiny_policy(architecture), []
+    attend = SharedPrompts.attend
+    monkeypatch.setattr(SharedPrompts, "attend", lambda self, *a: calls.append(1) or attend(self, *a))
+    base_of(policy).generation_config.eos_token_id = 49
+    ids, mask = prompts()
+    tokens, kept, *_ = generate(
+        policy, Ids, ids, mask, PROMPT_OF, Sampling(max_new_tokens=20, temperature=0), ("x",), WITHOUT
+    )
+    assert calls, "the prompts are expected to be shared"
+    expected = [plain(policy, ids, mask, row, 20) for row in range(len(PROMPT_OF))]
+    assert [row[keep].tolist() for row, keep in zip(tokens, kept, strict=True)] == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probabilities_are_those_of_scoring(dtype, always):
+    policy = tiny_policy()
+    base_of(policy).to(dtype)
+    for name, parameter in policy.named_parameters():
+        parameter.data = parameter.data.float() if "lora" in name else parameter.data
+    ids, mask = prompts()
+    sampling = Sampling(max_new_tokens=12, min_new_tokens=4, temperature=0.7, top_k=9)
+    tokens, kept, _, given = generate(
+        policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT, logprob_temperature=1.0
+    )
+    states = RowStates(WITHOUT, lambda index, *_: ablated(policy, rows=WITHOUT[index]))
+    with torch.no_grad():
+        expected = scored(policy, ids[PROMPT_OF], mask[PROMPT_OF], PROMPT_OF, tokens, kept, states)
+    gap = (torch.where(kept, given, 0.0) - expected).abs()
+    assert float(gap.max()) < (1e-4 if dtype == torch.float32 else 0.15)
+    assert float(expected.abs().max()) > 1
+
+
+def test_a_window_that_is_too_short_another_device_and_other_attention_are_left_alone(always):
+    sizes = (2, 8, 6, 20)
+    base = base_of(tiny_policy())
+    assert can_attend(base, *sizes)
+    base.config._attn_implementation = "eager"
+    assert not can_attend(base, *sizes)
+    sliding = base_of(tiny_policy("gemma2, sliding window shorter than a prompt"))
+    sliding.config._attn_implementation = "sdpa"
+    assert not can_attend(sliding, *sizes)
+    assert can_attend(sliding, 2, 2, 6, 2), "all four tokens are within the window"
+    assert not can_attend(base_of(tiny_policy()).to("meta"), *sizes)
+
+
+def test_small_prompts_are_not_shared():
+    assert not can_attend(base_of(tiny_policy()), 2, 8, 6, 20)
+
+
+def test_the_models_own_attention_is_back_after_an_exception():
+    policy = tiny_policy()
+    base = base_of(policy)
+    shared = SharedPrompts(recorded(1), torch.ones(1, LENGTH), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(RuntimeError, match="inside"), attending(base, shared):
+        assert base.config._attn_implementation == NAME
+        raise RuntimeError("inside")
+    assert base.config._attn_implementation == "sdpa" and not shared_attention._active
