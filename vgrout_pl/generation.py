@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
+from transformers import PreTrainedTokenizerBase, StopStringCriteria
 
 from vgrout_pl.adapters import ablated, is_packable, merged, packed, routed_layers
 from vgrout_pl.adapters.state import DEPLOYED
+from vgrout_pl.decoding import Batch, decoding_batch
 from vgrout_pl.kv_cache import PromptCache
 from vgrout_pl.policy import base_of, head_of, positions, stop_token_ids
 from vgrout_pl.sampling import Sampling, draw
 from vgrout_pl.seeding import derived_seed
-from vgrout_pl.shared_attention import SharedPrompts, attending, can_attend
 
 LOOK_EVERY = 8
 """Tokens between two looks at which rows are finished; each look waits for the device (on the CPU: every token)."""
@@ -57,6 +57,7 @@ def generate(
     on_finished: OnFinished | None = None,
     logprob_temperature: float | None = None,
     first_row: int = 0,
+    cuda_graphs: bool = False,
 ) -> Completions:
     """Sample N completions, each row in its own state.
 
@@ -75,6 +76,7 @@ def generate(
         on_finished: called with the indices [n], ids [n, t] and mask [n, t] of rows as they finish.
         logprob_temperature: divides the logits of the log-probabilities that are returned; None: none are.
         first_row: place of the first row among the rows of all processes, which share one stream of draws.
+        cuda_graphs: capture the step of a token as a CUDA graph, anew whenever rows are dropped.
     """
     rows = len(prompt_of)
     without = torch.zeros(rows, dtype=torch.bool) if ablated_rows is None else ablated_rows.cpu()
@@ -90,7 +92,9 @@ def generate(
             stack.enter_context(packed(policy, merge))
         elif merge != ():
             stack.enter_context(merged(policy, merge))
-        decoding = _Decoding(policy, tokenizer, sampling, without if mixed else None, on_finished, logprob_temperature)
+        decoding = _Decoding(
+            policy, tokenizer, sampling, without if mixed else None, on_finished, logprob_temperature, cuda_graphs
+        )
         return decoding.run(prompt_ids, prompt_mask, prompt_of.to(prompt_ids.device), uniforms.to(prompt_ids.device))
 
 
@@ -105,8 +109,9 @@ class _Decoding:
         without: Tensor | None,
         on_finished: OnFinished | None,
         logprob_temperature: float | None,
+        cuda_graphs: bool,
     ) -> None:
-        self.logprob_temperature = logprob_temperature
+        self.logprob_temperature, self.cuda_graphs = logprob_temperature, cuda_graphs
         self.policy, self.sampling, self.without, self.on_finished = policy, sampling, without, on_finished
         self.base = base = base_of(policy)
         self.head = head_of(base, packed=is_packable(policy))
@@ -154,7 +159,7 @@ class _Decoding:
             return nullcontext()
         return ablated(self.policy, rows=self.without[rows.cpu()])
 
-    def _prefilled(self, prompt_ids: Tensor, prompt_mask: Tensor, prompt_of: Tensor, room: int) -> _Batch:
+    def _prefilled(self, prompt_ids: Tensor, prompt_mask: Tensor, prompt_of: Tensor, room: int) -> Batch:
         """One pass over each distinct (prompt, state), spread over the rows."""
         without = torch.zeros_like(prompt_of) if self.without is None else self.without.to(prompt_of)
         pairs, pair_of = torch.stack([prompt_of, without], 1).unique(dim=0, return_inverse=True)
@@ -169,7 +174,7 @@ class _Decoding:
                 past_key_values=cache,
                 use_cache=False,
             ).last_hidden_state[:, -1]
-        return _Batch(self.base, cache, mask, hidden, pair_of, room)
+        return decoding_batch(self.base, cache, mask, hidden, pair_of, room, self.cuda_graphs)
 
     def _next(self, hidden: Tensor, alive: Tensor, uniforms: Tensor, step: int) -> Tensor:
         """Draw the next token of the rows ``alive``, padding where a row has stopped."""
@@ -201,48 +206,6 @@ class _Decoding:
             self.reported[new] = True
             mask = torch.arange(tokens, device=new.device) < self.length[new].unsqueeze(-1)
             self.on_finished(new, self.ids[new, :tokens], mask)
-
-
-class _Batch:
-    """The rows that still grow: what they have behind them, and the hidden state [n, d] that predicts what comes."""
-
-    def __init__(
-        self, base: PreTrainedModel, prompts: PromptCache, mask: Tensor, hidden: Tensor, pair_of: Tensor, room: int
-    ) -> None:
-        self.base = base
-        self.hidden = hidden[pair_of]
-        self.at = mask.sum(1)[pair_of]
-        self.mask: Tensor | None = None
-        self.shared: SharedPrompts | None = None
-        if can_attend(base, mask.shape[0], mask.shape[1], len(pair_of), room):
-            self.shared = SharedPrompts(prompts, mask, pair_of)
-            self.cache = prompts.own(len(pair_of), room)
-            return
-        self.cache = prompts.decoding(pair_of, room)
-        if not bool(mask.all()):
-            grown = torch.ones(len(pair_of), room, dtype=mask.dtype, device=mask.device)
-            self.mask = torch.cat([mask[pair_of], grown], 1)
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but ``rows`` (int [n])."""
-        self.cache.keep(rows)
-        self.at = self.at[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
-        if self.shared is not None:
-            self.shared.keep(rows)
-
-    def advance(self, token: Tensor) -> None:
-        """Take in one more token a row."""
-        seen = self.cache.get_seq_length() + 1
-        with nullcontext() if self.shared is None else attending(self.base, self.shared):
-            self.hidden = self.base.get_decoder()(
-                input_ids=token.unsqueeze(-1),
-                attention_mask=None if self.mask is None else self.mask[:, :seen],
-                position_ids=self.at.unsqueeze(-1),
-                past_key_values=self.cache,
-                use_cache=False,
-            ).last_hidden_state[:, -1]
-        self.at = self.at + 1
 
 
 @contextmanager

@@ -20,6 +20,14 @@ def can_share_prompts(config: PreTrainedConfig) -> bool:
     return set(kinds) <= ATTENTION and not getattr(text, "num_kv_shared_layers", 0)
 
 
+def sees_all(config: PreTrainedConfig, tokens: int) -> bool:
+    """Whether in every layer a token attends to all of so many."""
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+    return not slides or window is None or window >= tokens
+
+
 class _Layer(CacheLayerMixin):
     """A layer whose keys and values [rows, heads, tokens, head_dim] all stay in view: masks do the sliding."""
 
@@ -101,6 +109,24 @@ class DecodingLayer(_Layer):
         self.keys, self.values = self.keys[rows], self.values[rows]
 
 
+class FixedLayer(DecodingLayer):
+    """The same with all keys and values in view at once, and the place to write given by a tensor (int [1])."""
+
+    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor, room: int, place: Tensor) -> None:
+        super().__init__(keys, values, rows, room)
+        assert self.keys is not None and self.values is not None
+        self.place = place
+        for states in (self.keys, self.values):
+            states[:, :, self.length :] = 0  # what a mask hides must still be a number
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write keys and values of one token and return all that there will ever be."""
+        assert self.keys is not None and self.values is not None
+        self.keys.index_copy_(2, self.place, key_states)
+        self.values.index_copy_(2, self.place, value_states)
+        return self.keys, self.values
+
+
 class PromptCache(Cache):
     """Keys and values of prompts, [U, heads, S, head_dim] a layer, from one forward pass."""
 
@@ -111,9 +137,13 @@ class PromptCache(Cache):
         """The prompts ``rows`` (int [n], repeats welcome) in front of n continuations; gradients flow back."""
         return Cache(layers=[PrefixedLayer(keys[rows], values[rows]) for keys, values in self.recorded()])
 
-    def decoding(self, rows: Tensor, room: int) -> DecodingCache:
-        """The prompts ``rows`` (int [n]) with room for ``room`` more tokens each."""
-        return DecodingCache([DecodingLayer(keys, values, rows, room) for keys, values in self.recorded()])
+    def decoding(self, rows: Tensor, room: int, fixed: bool = False) -> DecodingCache:
+        """The prompts ``rows`` (int [n]) with room for ``room`` more tokens each; ``fixed``: in size and place."""
+        layers = list(self.recorded())
+        if not fixed:
+            return DecodingCache([DecodingLayer(keys, values, rows, room) for keys, values in layers])
+        place = torch.full((1,), layers[0][0].shape[2], device=layers[0][0].device)
+        return DecodingCache([FixedLayer(keys, values, rows, room, place) for keys, values in layers], place)
 
     def own(self, rows: int, room: int) -> DecodingCache:
         """Room for ``room`` tokens of each of ``rows`` rows, without the prompts, in float32."""
@@ -129,11 +159,18 @@ class PromptCache(Cache):
 
 
 class DecodingCache(Cache):
-    """What a batch of growing completions has behind it."""
+    """What a batch of growing completions has behind it; ``place`` is where its layers write, if they are told."""
 
-    def __init__(self, layers: list[DecodingLayer]) -> None:
+    def __init__(self, layers: list[DecodingLayer] | list[FixedLayer], place: Tensor | None = None) -> None:
         super().__init__(layers=list(layers))
-        self._decoding = layers
+        self._decoding, self.place = layers, place
+
+    def move_on(self) -> None:
+        """Write one token further from now on."""
+        assert self.place is not None
+        self.place += 1
+        for layer in self._decoding:
+            layer.length += 1
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but ``rows`` (int [n])."""

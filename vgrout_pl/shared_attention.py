@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
-from vgrout_pl.kv_cache import PromptCache
+from vgrout_pl.kv_cache import PromptCache, sees_all
 
 NAME = "vgrout_shared_prompt"
 LEAST_SAVED = 2**19
@@ -38,15 +38,9 @@ def can_attend(base: PreTrainedModel, prompts: int, prompt_tokens: int, rows: in
     return (
         base.device.type == "cpu"
         and text._attn_implementation == "sdpa"
-        and not _slides(text, prompt_tokens + room)
+        and sees_all(text, prompt_tokens + room)
         and 2 * (rows - prompts) * prompt_tokens * width >= LEAST_SAVED
     )
-
-
-def _slides(text: PreTrainedConfig, tokens: int) -> bool:
-    """Whether some layer would not see all of so many tokens."""
-    window = getattr(text, "sliding_window", None)
-    return "sliding_attention" in (getattr(text, "layer_types", None) or ()) and window is not None and window < tokens
 
 
 class SharedPrompts:
@@ -65,6 +59,7 @@ class SharedPrompts:
         self.mask = (
             None if bool(mask.all()) else torch.zeros(mask.shape).masked_fill(mask == 0, -torch.inf)[:, None, None]
         )
+        self.lengths = mask.sum(1)
         self._arrange(rows)
 
     def keep(self, rows: Tensor) -> None:

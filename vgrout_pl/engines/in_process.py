@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vgrout_pl.engines.base import RolloutEngine
+from vgrout_pl.adapters import RoutedLoraConfig
+from vgrout_pl.engines.base import EngineError, RolloutEngine
 from vgrout_pl.generation import Completions, OnFinished, generate
 from vgrout_pl.sampling import Sampling
 
 
 class InProcessEngine(RolloutEngine):
-    """Samples with :func:`vgrout_pl.generation.generate`, from the very weights that are trained."""
+    """Samples with :func:`vgrout_pl.generation.generate`, from the very weights that are trained.
+
+    Args:
+        cuda_graphs: capture the step of a token as a CUDA graph and replay it, which spares launching thousands of
+            operators a token; a GPU only. Not yet run on one: compare with ``bench/gpu`` before relying on it.
+    """
+
+    def __init__(self, cuda_graphs: bool = False) -> None:
+        self.cuda_graphs = cuda_graphs
+
+    def check(self, path: str, adapter: RoutedLoraConfig, tokens: int) -> None:
+        """CUDA graphs need CUDA; see :meth:`RolloutEngine.check`."""
+        if self.cuda_graphs and not torch.cuda.is_available():
+            raise EngineError(
+                "model.engine.init_args.cuda_graphs: expected a CUDA device; there is none; leave it false on the CPU"
+            )
 
     def generate(
         self,
@@ -41,4 +58,5 @@ class InProcessEngine(RolloutEngine):
             on_finished,
             logprob_temperature,
             first_row,
+            self.cuda_graphs,
         )
