@@ -34,7 +34,7 @@ def correctness(folder: Path, scale: Scale, device: torch.device) -> list[dict[s
     ids = torch.randint(5, 400, (len(ROUTES), 64), generator=torch.Generator().manual_seed(1)).to(device)
     bare = _logits(base, ids)
     model = attach_routed_adapter(base, RoutedLoraConfig(r=scale.rank))
-    _perturb(model)
+    perturb(model)
     found = [*_gradients(model, ids), *_states(model, ids, bare)]
     with ablated(model):
         deployed = _logits(model, ids)
@@ -63,7 +63,7 @@ def _logits(model: torch.nn.Module, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _perturb(model: PeftModel) -> None:
+def perturb(model: PeftModel) -> None:
     """Move both blocks away from their init, by a tenth of each tensor's spread."""
     generator = torch.Generator(device=next(blocks(model)).A.device).manual_seed(2)
     for block in blocks(model):

@@ -7,6 +7,8 @@ Writes random weights of the model's shape (8 GB) to ``--folder`` (default: a te
 - correctness: routed gradients against rows one by one, ablation, export, in bfloat16;
 - step: one optimizer step of ``configs/qwen3_4b.yaml`` (64 completions of 512 tokens, prompts of 700, absorb), the
   second of two, by phase, with FLOP/s, bytes/s and peak memory, each beside its floor;
+- graphs: the same step with every token's step captured as a CUDA graph and replayed, and whether greedy completions
+  agree with those without; on a GPU alone;
 - generate: the same rows through transformers' own ``generate``, adapters beside the weights;
 - floor: what ``cli.py plan`` counts for that step.
 
@@ -22,17 +24,15 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from correctness import correctness
 from shape import full_scale, small_scale, write_model
-from steps import floors, measured_step, plain_generation, planned_window
+from steps import Rows, floors, graphs_agree, measured_step, plain_generation, planned_window
 
 from vgrout_pl.plan import GPUS, Machine, measured
 
-PARTS = ("correctness", "step", "generate", "floor")
-Rows = list[dict[str, Any]]
+PARTS = ("correctness", "step", "graphs", "generate", "floor")
 
 
 def machine_of(gpu: str | None, small: bool) -> Machine:
@@ -75,11 +75,18 @@ def main() -> None:
         jobs: dict[str, Callable[[], Rows]] = {
             "correctness": lambda: correctness(folder, scale, device),
             "step": lambda: measured_step(folder, scale, tokenizer, device, window, machine),
+            "graphs": lambda: [
+                *graphs_agree(folder, scale, tokenizer, device),
+                *measured_step(folder, scale, tokenizer, device, window, machine, cuda_graphs=True),
+            ],
             "generate": lambda: plain_generation(folder, scale, tokenizer, device, window, machine),
             "floor": lambda: floors(window, machine),
         }
         found: dict[str, Rows] = {}
         for part in options.part:
+            if part == "graphs" and device.type != "cuda":
+                print(json.dumps({"part": part, "skipped": "needs a CUDA device"}), flush=True)
+                continue
             found[part] = jobs[part]()
             for row in found[part]:
                 print(json.dumps({**row, "machine": machine.name, "torch": torch.__version__}), flush=True)

@@ -8,16 +8,22 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from correctness import perturb
 from shape import FixedPrompts, Scale, recipe_module
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from vgrout_pl.adapters import RoutedLoraConfig, ablated, attach_routed_adapter
 from vgrout_pl.callbacks import RoutedAdapter
+from vgrout_pl.engines import InProcessEngine
+from vgrout_pl.generation import generate
 from vgrout_pl.module import GRPOModule
 from vgrout_pl.plan import PHASES, Cost, Machine, Window, window_cost, workload
 from vgrout_pl.rollout import encode_prompts
 from vgrout_pl.routers import Absorb
+from vgrout_pl.sampling import Sampling
 from vgrout_pl.timing import PhaseTimer
+
+Rows = list[dict[str, Any]]
 
 
 class DeviceTimer(PhaseTimer):
@@ -68,9 +74,11 @@ def measured_step(
     device: torch.device,
     window: Window,
     machine: Machine,
-) -> list[dict[str, Any]]:
+    cuda_graphs: bool = False,
+) -> Rows:
     """The second of two steps: seconds, rates and peaks by phase, each beside its floor."""
     module, watch = recipe_module(folder, scale), Watch()
+    module.engine, part = InProcessEngine(cuda_graphs), "step, CUDA graphs" if cuda_graphs else "step"
     module.timer = DeviceTimer(device)
     trainer = L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -90,13 +98,49 @@ def measured_step(
     rows = []
     for phase, wall in seconds.items():
         cost = sum((window.phases[part] for part in PHASES.get(phase, ())), Cost())
-        rows.append(_row("step", phase, wall, cost, machine, peaks.get(phase)))
+        rows.append(_row(part, phase, wall, cost, machine, peaks.get(phase)))
     whole = sum(window.phases.values(), Cost())
     floor = sum(machine.floor(sum((window.phases[p] for p in parts), Cost())) for parts in PHASES.values())
-    total = _row("step", "whole step", sum(seconds.values()), whole, machine, max(peaks.values(), default=None))
+    total = _row(part, "whole step", sum(seconds.values()), whole, machine, max(peaks.values(), default=None))
     sampled = scale.prompts * scale.group * scale.completion_tokens
     tokens = {"sampled_tokens_per_s": sampled / seconds["generate"], "step_tokens_per_s": sampled / total["seconds"]}
     return [*rows, {**total, "floor_s": floor, "times_floor": total["seconds"] / floor, **tokens}]
+
+
+def graphs_agree(folder: Path, scale: Scale, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Rows:
+    """Greedy completions with steps captured and replayed against the same without, padded prompts, mixed states."""
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
+    model = attach_routed_adapter(base.requires_grad_(False), RoutedLoraConfig(r=scale.rank))
+    perturb(model)
+    data = FixedPrompts(scale, tokenizer)
+    data.setup("fit")
+    _, ids, mask = encode_prompts(tokenizer, data.window(0), scale.prompt_tokens)
+    ids[0, :7], mask[0, :7] = tokenizer.pad_token_id, False
+    prompt_of = torch.arange(scale.prompts).repeat_interleave(scale.group)
+    without = torch.arange(len(prompt_of)) % 4 == 0
+    sampling = Sampling(max_new_tokens=scale.completion_tokens, min_new_tokens=scale.completion_tokens, temperature=0)
+    drawn = [
+        generate(
+            model, tokenizer, ids.to(device), mask.to(device), prompt_of.to(device), sampling, ("graphs",), without,
+            logprob_temperature=1.0, cuda_graphs=graphs,
+        )
+        for graphs in (False, True)
+    ]  # fmt: skip
+    plain, replayed = drawn
+    same = (plain.ids == replayed.ids).long().cumprod(1).sum(1)
+    assert plain.logprobs is not None and replayed.logprobs is not None
+    both = torch.arange(plain.ids.shape[1], device=device) < same.unsqueeze(1)
+    gap = (plain.logprobs - replayed.logprobs)[both].abs()
+    return [
+        {
+            "part": "graphs agree",
+            "rows": len(same),
+            "rows equal to the end": int((same == plain.ids.shape[1]).sum()),
+            "mean equal tokens": float(same.float().mean()),
+            "of": plain.ids.shape[1],
+            "mean logprob gap": float(gap.mean()) if len(gap) else float("nan"),
+        }
+    ]
 
 
 def plain_generation(
@@ -106,7 +150,7 @@ def plain_generation(
     device: torch.device,
     window: Window,
     machine: Machine,
-) -> list[dict[str, Any]]:
+) -> Rows:
     """The library's own generate on the same rows: every row its own prompt, adapters beside the weights."""
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
     model = attach_routed_adapter(base, RoutedLoraConfig(r=scale.rank))
@@ -144,7 +188,7 @@ def plain_generation(
     return [_row("plain generate", "generate", wall, cost, machine, peak)]
 
 
-def floors(window: Window, machine: Machine) -> list[dict[str, Any]]:
+def floors(window: Window, machine: Machine) -> Rows:
     """What the plan says of every phase, before anything is measured."""
     rows = []
     for name, cost in window.phases.items():

@@ -1,13 +1,18 @@
 """The bench for one GPU runs, at a small scale on the CPU."""
 
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-PARTS = {"correctness", "step", "plain generate", "floor"}
+from vgrout_pl import decoding
+
+PARTS = {"correctness", "step", "graphs", "plain generate", "floor"}
+GPU = Path(__file__).parents[2] / "bench" / "gpu"
 
 
 @pytest.mark.full
@@ -29,3 +34,24 @@ def test_without_a_gpu_the_full_scale_is_refused_in_one_line():
     done = subprocess.run([sys.executable, "bench/gpu/run.py"], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1].startswith("expected a CUDA device")
+
+
+def test_captured_steps_are_held_against_plain_ones(tmp_path, monkeypatch):
+    """What a capture does before, twice the step, in place of the capture: the rest of that part runs on the CPU."""
+    monkeypatch.syspath_prepend(str(GPU))
+    shape, steps = importlib.import_module("shape"), importlib.import_module("steps")
+    captures = []
+
+    def rehearsed(step):
+        captures.append(1)
+        step()
+        step()
+        return step
+
+    monkeypatch.setattr(decoding, "captured", rehearsed)
+    scale, device = shape.small_scale(), torch.device("cpu")
+    tokenizer = shape.write_model(tmp_path, scale, device)
+    [row] = steps.graphs_agree(tmp_path, scale, tokenizer, device)
+    assert captures == [1]
+    assert row["rows"] == 8 and row["of"] == scale.completion_tokens
+    assert row["mean equal tokens"] > 0 and row["mean logprob gap"] < 0.02
