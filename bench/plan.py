@@ -45,7 +45,14 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
+def _packed(x: Any, second: Any, third: Any = None, *_: Any, **__: Any) -> int:
+    """(x, weight, bias, ..) or (x, what is added, weight, ..), as shapes."""
+    weight = third if third is not None and len(third) == 2 else second
+    return 2 * x[0] * x[1] * weight[0]
+
+
 ON_CPU = {
+    torch.ops.mkldnn._linear_pointwise: _packed,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from vgrout_pl.adapters.packed_linear import PackedLinear
 from vgrout_pl.plan.trace import Cost, Tally
 
 
@@ -119,10 +121,12 @@ def measured(rows: int = 8) -> Machine:
     weights = [torch.randn(1536, 512) for _ in range(40)]
     skinny = torch.randn(rows, 512)
     moved = sum(w.nbytes for w in weights)
+    packs = PackedLinear.can_hold(weights[0])
+    multiply = [PackedLinear(w) if packs else partial(torch.nn.functional.linear, weight=w) for w in weights]
 
     def decode() -> None:
-        for w in weights:
-            torch.nn.functional.linear(skinny, w)
+        for product in multiply:  # as sampling does
+            product(skinny)
 
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
 
