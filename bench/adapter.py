@@ -223,7 +223,7 @@ def generate_table(repeats: int) -> None:
             jobs["packed, ablated"] = Decoder(model, prompt, steps, packed, ablated)
             jobs["packed, mixed"] = Decoder(model, prompt, steps, packed, lambda m, some=some: ablated(m, some))
             if "fp32" in title:
-                jobs["packed, merged"] = Decoder(model, prompt, steps, lambda m: packed(m, None))
+                jobs["packed, merged"] = Decoder(model, prompt, steps, lambda m: packed(m, "all"))
         seconds = least_seconds(jobs, repeats)
         first = {name: job.prompt_seconds for name, job in jobs.items()}
         later = {name: seconds[name] - first[name] for name in jobs}

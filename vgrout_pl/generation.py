@@ -87,11 +87,7 @@ def generate(
         stack.enter_context(_evaluating(policy))
         if not mixed and bool(without.all()):
             stack.enter_context(ablated(policy))
-        merge = ((DEPLOYED,) if mixed else None) if is_mergeable(policy) else ()
-        if is_packable(policy):
-            stack.enter_context(packed(policy, merge))
-        elif merge != ():
-            stack.enter_context(merged(policy, merge))
+        stack.enter_context(_fast_weights(policy, mixed))
         decoding = _Decoding(
             policy, tokenizer, sampling, without if mixed else None, on_finished, logprob_temperature, cuda_graphs
         )
@@ -218,6 +214,14 @@ def _evaluating(policy: PeftModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _fast_weights(policy: PeftModel, mixed: bool) -> AbstractContextManager[None]:
+    """Blocks that all rows see inside the weights, where float32 holds them; weights packed, where that pays."""
+    mergeable = is_mergeable(policy)
+    if is_packable(policy):
+        return packed(policy, merge=() if not mergeable else (DEPLOYED,) if mixed else "all")
+    return merged(policy, (DEPLOYED,) if mixed else None) if mergeable else nullcontext()
 
 
 def is_mergeable(policy: PeftModel) -> bool:

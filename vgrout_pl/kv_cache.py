@@ -21,11 +21,14 @@ def can_share_prompts(config: PreTrainedConfig) -> bool:
 
 
 def sees_all(config: PreTrainedConfig, tokens: int) -> bool:
-    """Whether in every layer a token attends to all of so many."""
+    """Whether in every layer a token attends to all of so many; False where the layers' kinds are not known."""
     text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
     window = getattr(text, "sliding_window", None)
-    slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-    return not slides or window is None or window >= tokens
+    if not set(kinds or ()) <= ATTENTION:
+        return False
+    slides = kinds is None or "sliding_attention" in kinds  # where no kinds are given it may be every layer
+    return window is None or not slides or window >= tokens
 
 
 class _Layer(CacheLayerMixin):

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
+from vgrout_pl.engines import InProcessEngine
 from vgrout_pl.policy import context_length, load_config, shape_of_base
 from vgrout_pl.routers import Router
 from vgrout_pl.sharding import ShardedStrategy, layers_to_shard
@@ -85,7 +86,19 @@ def preflight(trainer: Trainer, module: GRPOModule) -> None:
     if isinstance(trainer.strategy, ShardedStrategy):
         layers_to_shard(shapes)
     adapter.check(shapes, trainer.ckpt_path)
+    _check_graphs(trainer, module)
     module.engine.check(module.path, adapter.config, tokens)
+
+
+def _check_graphs(trainer: Trainer, module: GRPOModule) -> None:
+    if not (isinstance(module.engine, InProcessEngine) and module.engine.cuda_graphs):
+        return
+    sharded, device = isinstance(trainer.strategy, ShardedStrategy), trainer.strategy.root_device
+    if sharded or device.type != "cuda":
+        raise ValueError(
+            "model.engine.init_args.cuda_graphs: expected a GPU that holds the whole model; got "
+            f"{'a sharded one' if sharded else f'a model on the {device.type}'}; leave it false there"
+        )
 
 
 def _check_trainer(trainer: Trainer) -> None:

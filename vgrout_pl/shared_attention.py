@@ -9,38 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from vgrout_pl.kv_cache import PromptCache, sees_all
+from vgrout_pl.kv_cache import PromptCache
 
 NAME = "vgrout_shared_prompt"
 LEAST_SAVED = 2**19
-"""Keys and values of a layer that need not be read below which the further calls cost more."""
+"""Numbers among a layer's keys and values that must be saved for the further calls to pay."""
 
 
-def can_attend(base: PreTrainedModel, prompts: int, prompt_tokens: int, rows: int, room: int) -> bool:
-    """Whether :func:`attending` gives what the model's own attention gives, and pays.
+def saves(base: PreTrainedModel, prompts: int, prompt_tokens: int, rows: int) -> bool:
+    """Whether reading so many prompts once, not for each row, saves more than it costs; on the CPU alone.
 
     Args:
         base: the causal LM.
         prompts: distinct prompts (in their states).
         prompt_tokens: their padded length.
         rows: completions.
-        room: their greatest length.
     """
     text = base.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    return (
-        base.device.type == "cpu"
-        and text._attn_implementation == "sdpa"
-        and sees_all(text, prompt_tokens + room)
-        and 2 * (rows - prompts) * prompt_tokens * width >= LEAST_SAVED
-    )
+    return base.device.type == "cpu" and 2 * (rows - prompts) * prompt_tokens * width >= LEAST_SAVED
 
 
 class SharedPrompts:
@@ -116,7 +111,7 @@ def softmax_attention(
     return out, log
 
 
-_active: list[SharedPrompts] = []
+_active: ContextVar[SharedPrompts] = ContextVar("prompts that attention reads once")
 
 
 @contextmanager
@@ -124,23 +119,32 @@ def attending(base: PreTrainedModel, prompts: SharedPrompts) -> Iterator[None]:
     """Have passes over one new token a row attend to ``prompts``; the cache then holds the rows' own tokens alone."""
     config = base.get_decoder().config
     before, config._attn_implementation = config._attn_implementation, NAME
-    _active.append(prompts)
+    token = _active.set(prompts)
     try:
         yield
     finally:
-        _active.pop()
+        _active.reset(token)
         config._attn_implementation = before
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    position_bias: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls: query [N, heads, 1, d], key and value [N, kv_heads, t, d] of the rows' own tokens."""
+    if attention_mask is not None or position_bias is not None:
+        raise ValueError(f"{NAME}: expected attention to all tokens; got a mask or a bias of the model's own")
     n, heads, _one, width = query.shape
     kv_heads = key.shape[1]
     folded = query.float().view(n, kv_heads, heads // kv_heads, width)
     own, own_log = softmax_attention(folded, key, value, scaling, None)
-    shared, shared_log = _active[-1].attend(cast(int, module.layer_idx), folded, scaling)
+    shared, shared_log = _active.get().attend(cast(int, module.layer_idx), folded, scaling)
     weight = torch.sigmoid(shared_log - own_log).unsqueeze(-1)
     return torch.lerp(own, shared, weight).to(query.dtype).view(n, 1, heads, width), None
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from adapters_support import ROWS, attach, perturb_blocks, token_ids
 
-from vgrout_pl.adapters import ablated, is_packable, packed, quarantine_only, reference_policy, routed_layers
+from vgrout_pl.adapters import ablated, is_packable, merged, packed, quarantine_only, reference_policy, routed_layers
 from vgrout_pl.adapters.packed_linear import PackedLinear
 
 IDS = token_ids()
@@ -59,7 +59,7 @@ def test_all_blocks_in_force_can_be_merged_into_the_copies(init, state):
     before = weights(model)
     with STATES[state](model):
         expected = logits(model)
-        with packed(model, None):
+        with packed(model, "all"):
             assert all(torch.equal(a, b) for a, b in zip(weights(model), before, strict=True))
             torch.testing.assert_close(logits(model), expected, **tolerance(expected))
 
@@ -89,7 +89,7 @@ def test_a_change_of_a_block_beside_the_copies_is_seen_at_once():
 def test_everything_is_as_before_after_an_exception():
     model = attach(perturb=0.2)
     expected, before = logits(model), weights(model)
-    with pytest.raises(RuntimeError, match="inside"), packed(model, None):
+    with pytest.raises(RuntimeError, match="inside"), packed(model, "all"):
         logits(model)
         raise RuntimeError("inside")
     assert all(layer._packed is None and layer._decode_step is None for _, layer in routed_layers(model))
@@ -103,10 +103,36 @@ def test_what_cannot_be_packed_or_trained_is_one_clear_error():
         model(input_ids=IDS)
     with pytest.raises(ValueError, match=r"packed: expected whole float32 or bfloat16 .* is float64"):
         packed(attach().double()).__enter__()
-    with pytest.raises(ValueError, match="expected a float32 base"), packed(attach(dtype=torch.bfloat16), None):
+    with pytest.raises(ValueError, match="expected a float32 base"), packed(attach(dtype=torch.bfloat16), "all"):
         pass
-    with ablated(model, SOME), pytest.raises(ValueError, match="one state"), packed(model, None):
+    with ablated(model, SOME), pytest.raises(ValueError, match="one state"), packed(model, "all"):
         pass
+
+
+def test_contexts_that_would_drop_the_adapter_are_refused():
+    model = attach(perturb=0.2)
+    expected = logits(model)
+    with packed(model):
+        with pytest.raises(ValueError, match="packed already"), merged(model):
+            pass
+        with pytest.raises(ValueError, match="packed already"), packed(model):
+            pass
+        torch.testing.assert_close(logits(model), expected, **tolerance(expected))
+        with pytest.raises(ValueError, match="expected no change"):
+            model.load_state_dict(model.state_dict())
+        with pytest.raises(ValueError, match="without autocast"), torch.autocast("cpu", dtype=torch.bfloat16):
+            logits(model)
+    with merged(model), packed(model):
+        torch.testing.assert_close(logits(model), expected, **tolerance(expected))
+    with packed(model):
+        model.merge_adapter()
+        torch.testing.assert_close(logits(model), expected, **tolerance(expected))
+        model.unmerge_adapter()
+    other = attach()
+    with packed(other), pytest.raises(ValueError, match="expected no change"):
+        other.double()
+    with pytest.raises(ValueError, match="expected blocks out of deployed, quarantine; got 'nonsense'"):
+        packed(model, ("nonsense",)).__enter__()
 
 
 def test_only_models_that_gain_by_it_are_packed(monkeypatch):
@@ -117,6 +143,8 @@ def test_only_models_that_gain_by_it_are_packed(monkeypatch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not is_packable(model)
     assert not is_packable(attach(dtype=torch.float16))
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not is_packable(model)
     assert not is_packable(model.to("meta"))
 
 

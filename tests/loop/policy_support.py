@@ -3,7 +3,14 @@
 from contextlib import nullcontext
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 
 from vgrout_pl.adapters import RoutedLoraConfig, attach_routed_adapter
 from vgrout_pl.scoring import RowStates, score_completions
@@ -26,6 +33,7 @@ CONFIGS = {
     "gemma2, sliding window shorter than a prompt": lambda: Gemma2Config(
         **SIZES, **GROUPED, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
     ),
+    "mistral, window shorter than a prompt": lambda: MistralConfig(**SIZES, **GROUPED, sliding_window=4),
     "gpt_neox": lambda: GPTNeoXConfig(**SIZES),
 }
 

@@ -101,10 +101,10 @@ def test_an_unknown_key_in_an_overlay_is_named(refusal, tmp_path, text, named):
     assert named in refusal("--config", str(overlay))
 
 
-def test_cuda_graphs_without_a_gpu(refusal, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    line = refusal("--config", "configs/engine/cuda_graphs.yaml")
-    assert "cuda_graphs: expected a CUDA device; there is none" in line
+def test_cuda_graphs_without_a_gpu_or_of_a_sharded_model(refusal):
+    graphs = ("--config", "configs/engine/cuda_graphs.yaml")
+    assert "cuda_graphs: expected a GPU that holds the whole model; got a model on the cpu" in refusal(*graphs)
+    assert "got a sharded one" in refusal(*graphs, "--config", "configs/strategy/fsdp.yaml", "--trainer.devices=1")
 
 
 def test_an_overlay_that_is_not_yaml_or_not_there(refusal, tmp_path):

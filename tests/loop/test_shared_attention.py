@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tests.loop.policy_support import CONFIGS, scored, tiny_policy
-from tests.loop.test_generation import PROMPT_OF, WITHOUT, Ids, plain, prompts
+from tests.loop.policy_support import scored, tiny_policy
+from tests.loop.test_generation import PROMPT_OF, WITHOUT, Ids, prompts
 from vgrout_pl import shared_attention
 from vgrout_pl.adapters import ablated
 from vgrout_pl.generation import generate
@@ -14,7 +15,7 @@ from vgrout_pl.kv_cache import PromptCache
 from vgrout_pl.policy import base_of
 from vgrout_pl.sampling import Sampling
 from vgrout_pl.scoring import RowStates
-from vgrout_pl.shared_attention import NAME, SharedPrompts, attending, can_attend, softmax_attention
+from vgrout_pl.shared_attention import NAME, SharedPrompts, attending, saves, softmax_attention
 
 HEADS, GROUP, WIDTH, LENGTH = 2, 3, 8, 5
 
@@ -73,24 +74,6 @@ def test_two_softmaxes_joined_are_the_softmax_over_all_keys():
     assert math.isclose(float(log[0, 0, 0]), float((0.5 * query[0, 0, 0] @ keys[0, 0].t()).logsumexp(0)), rel_tol=1e-5)
 
 
-SHARING = [name for name in CONFIGS if "gemma" not in name]
-
-
-@pytest.mark.parametrize("architecture", SHARING)
-def test_greedy_over_shared_prompts_and_packed_weights_equals_plain_generate(architecture, always, monkeypatch):
-    policy, calls = tiny_policy(architecture), []
-    attend = SharedPrompts.attend
-    monkeypatch.setattr(SharedPrompts, "attend", lambda self, *a: calls.append(1) or attend(self, *a))
-    base_of(policy).generation_config.eos_token_id = 49
-    ids, mask = prompts()
-    tokens, kept, *_ = generate(
-        policy, Ids, ids, mask, PROMPT_OF, Sampling(max_new_tokens=20, temperature=0), ("x",), WITHOUT
-    )
-    assert calls, "the prompts are expected to be shared"
-    expected = [plain(policy, ids, mask, row, 20) for row in range(len(PROMPT_OF))]
-    assert [row[keep].tolist() for row, keep in zip(tokens, kept, strict=True)] == expected
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_log_probabilities_are_those_of_scoring(dtype, always):
     policy = tiny_policy()
@@ -110,21 +93,16 @@ def test_log_probabilities_are_those_of_scoring(dtype, always):
     assert float(expected.abs().max()) > 1
 
 
-def test_a_window_that_is_too_short_another_device_and_other_attention_are_left_alone(always):
-    sizes = (2, 8, 6, 20)
+def test_only_large_prompts_on_the_cpu_are_worth_it():
     base = base_of(tiny_policy())
-    assert can_attend(base, *sizes)
-    base.config._attn_implementation = "eager"
-    assert not can_attend(base, *sizes)
-    sliding = base_of(tiny_policy("gemma2, sliding window shorter than a prompt"))
-    sliding.config._attn_implementation = "sdpa"
-    assert not can_attend(sliding, *sizes)
-    assert can_attend(sliding, 2, 2, 6, 2), "all four tokens are within the window"
-    assert not can_attend(base_of(tiny_policy()).to("meta"), *sizes)
+    assert not saves(base, 2, 8, 6)
+    assert saves(base, 2, 2**15, 6) and not saves(base, 6, 2**15, 6), "every row has a prompt of its own"
+    assert not saves(base.to("meta"), 2, 2**15, 6)
 
 
-def test_small_prompts_are_not_shared():
-    assert not can_attend(base_of(tiny_policy()), 2, 8, 6, 20)
+def test_a_mask_of_the_models_own_is_refused():
+    with pytest.raises(ValueError, match="got a mask or a bias"):
+        ALL_ATTENTION_FUNCTIONS[NAME](None, None, None, None, torch.ones(1), 1.0)
 
 
 def test_the_models_own_attention_is_back_after_an_exception():
@@ -134,4 +112,4 @@ def test_the_models_own_attention_is_back_after_an_exception():
     with pytest.raises(RuntimeError, match="inside"), attending(base, shared):
         assert base.config._attn_implementation == NAME
         raise RuntimeError("inside")
-    assert base.config._attn_implementation == "sdpa" and not shared_attention._active
+    assert base.config._attn_implementation == "sdpa" and shared_attention._active.get(None) is None

@@ -49,6 +49,7 @@ def test_captured_steps_are_held_against_plain_ones(tmp_path, monkeypatch):
         return step
 
     monkeypatch.setattr(decoding, "captured", rehearsed)
+    monkeypatch.setattr(decoding, "has_graphs", lambda base: True)
     scale, device = shape.small_scale(), torch.device("cpu")
     tokenizer = shape.write_model(tmp_path, scale, device)
     [row] = steps.graphs_agree(tmp_path, scale, tokenizer, device)

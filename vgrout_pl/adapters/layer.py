@@ -84,12 +84,18 @@ class RoutedLayer(LoraLinear):
         self._decode_step = None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._decode_step = None
+        self._check_unpacked()
         super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self._decode_step = None
+        self._check_unpacked()
         return super()._apply(*args, **kwargs)
+
+    def _check_unpacked(self) -> None:
+        """Before weights change: forget what was made from them; ValueError where a packed copy would stay as it is."""
+        if self.is_packed:
+            raise ValueError("the weights are packed: expected no change of them; leave packed(model) first")
+        self._decode_step = None
 
     @property
     def base_weight(self) -> Tensor:
@@ -101,6 +107,11 @@ class RoutedLayer(LoraLinear):
         bias = cast(nn.Linear, self.get_base_layer()).bias
         self._packed = None if weight is None else PackedLinear(weight, bias)
         self._decode_step = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a packed copy stands for the base weight."""
+        return self._packed is not None
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
@@ -118,7 +129,7 @@ class RoutedLayer(LoraLinear):
             return step(x)
         if torch.is_grad_enabled() and (plan.merged or self._packed is not None):
             raise ValueError("the adapter is merged or packed: expected torch.no_grad(); leave the context to train")
-        base = self.base_layer(x) if self._packed is None else self._packed(x)
+        base = self._base_output(x)
         if self._disable_adapters or self.merged_adapters or not plan.blocks:
             return base
         if plan.rows is not None and x.shape[0] != plan.rows:
@@ -137,6 +148,16 @@ class RoutedLayer(LoraLinear):
             with torch.autocast(x.device.type, enabled=False):
                 return self._trained(base, x, plan, dtype)
         return self._inference_forward(base, x, plan)
+
+    def _base_output(self, x: Tensor) -> Tensor:
+        if self._packed is None or self.merged_adapters:
+            return cast(Tensor, self.base_layer(x))
+        if x.dtype != self._packed.dtype or torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"{self.module_name}: the weights are packed: expected {self._packed.dtype} without autocast; got "
+                f"{x.dtype}; leave packed(model) first"
+            )
+        return self._packed(x)
 
     def _still_valid(self, step: DecodeStep, x: Tensor) -> bool:
         return not torch.compiler.is_compiling() and (

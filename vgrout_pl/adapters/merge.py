@@ -56,6 +56,9 @@ def merge_state(model: nn.Module, blocks: tuple[str, ...] | None) -> Iterator[tu
     if blocks is None and state.plan.rows is not None:
         raise ValueError("merged: expected one state for all rows; got rows that differ; group the rows by state")
     names = state.plan.blocks if blocks is None else blocks
+    unknown = [name for name in names if name not in BLOCKS]
+    if unknown:
+        raise ValueError(f"merged: expected blocks out of {', '.join(BLOCKS)}; got {unknown[0]!r}")
     if blocks is not None and (state.routes is not None or any(state.without[name] is not False for name in blocks)):
         raise ValueError(
             f"merged: expected {' and '.join(blocks)} to be seen by all rows; got rows without; name others"
@@ -83,7 +86,14 @@ def merged_weight(layer: RoutedLayer, blocks: tuple[str, ...]) -> Tensor:
     return torch.addmm(weight, right, left)
 
 
+def check_not_packed(layers: list[RoutedLayer]) -> None:
+    """ValueError inside :func:`~vgrout_pl.adapters.packing.packed`, where nobody reads the weights themselves."""
+    if any(layer.is_packed for layer in layers):
+        raise ValueError("the weights are packed already: expected packed(model) once, and merged(model) outside it")
+
+
 def _check_mergeable(layers: list[RoutedLayer]) -> None:
+    check_not_packed(layers)
     seen: set[int] = set()
     for layer in layers:
         weight = layer.base_weight

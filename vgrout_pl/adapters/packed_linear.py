@@ -26,7 +26,10 @@ class PackedLinear:
     @staticmethod
     def can_hold(weight: Tensor) -> bool:
         """Whether oneDNN multiplies by such a weight here."""
-        if weight.device.type != "cpu" or hasattr(weight, "full_tensor") or not torch.backends.mkldnn.is_available():
+        onednn = torch.backends.mkldnn
+        if weight.device.type != "cpu" or hasattr(weight, "full_tensor"):
+            return False
+        if not (onednn.is_available() and onednn.enabled):  # type: ignore[truthy-function]
             return False
         if weight.dtype == torch.bfloat16:
             return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

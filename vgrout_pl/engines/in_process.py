@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vgrout_pl.adapters import RoutedLoraConfig
-from vgrout_pl.engines.base import EngineError, RolloutEngine
+from vgrout_pl.engines.base import RolloutEngine
 from vgrout_pl.generation import Completions, OnFinished, generate
 from vgrout_pl.sampling import Sampling
 
@@ -23,13 +21,6 @@ class InProcessEngine(RolloutEngine):
 
     def __init__(self, cuda_graphs: bool = False) -> None:
         self.cuda_graphs = cuda_graphs
-
-    def check(self, path: str, adapter: RoutedLoraConfig, tokens: int) -> None:
-        """CUDA graphs need CUDA; see :meth:`RolloutEngine.check`."""
-        if self.cuda_graphs and not torch.cuda.is_available():
-            raise EngineError(
-                "model.engine.init_args.cuda_graphs: expected a CUDA device; there is none; leave it false on the CPU"
-            )
 
     def generate(
         self,
