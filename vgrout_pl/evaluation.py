@@ -14,6 +14,7 @@ from vgrout_pl.adapters import ablated, quarantine_only, reference_policy
 from vgrout_pl.env import Grade
 from vgrout_pl.preflight import callbacks_of, data_of, roles
 from vgrout_pl.rollout import Grading, decode, encode_prompts
+from vgrout_pl.sampling import SamplingRequest
 from vgrout_pl.sharding import unsharded
 from vgrout_pl.types import EvalBatch
 
@@ -74,21 +75,14 @@ def evaluate(module: GRPOModule, batch: EvalBatch, states: Iterable[str]) -> dic
     ids, mask = ids.to(module.device), mask.to(module.device)
     seed = ("evaluation", data.seed, batch.problems_from, batch.markers, batch.index)
     prompt_of = torch.arange(len(batch.problems)).repeat_interleave(batch.samples)
+    first = batch.first * batch.samples
+    request = SamplingRequest(ids, mask, prompt_of, module.sampling, seed, first_row=first)
     with ExitStack() as open_gradings:
         gradings: dict[str, Grading] = {}
         for state in states:
             gradings[state] = grading = open_gradings.enter_context(Grading(module.grader, batch.rows))
             with module.states[state](module.policy), unsharded(module.policy):
                 module.engine.publish(module.policy)
-                tokens, kept, *_ = module.engine.generate(
-                    module.policy,
-                    module.tokenizer,
-                    ids,
-                    mask,
-                    prompt_of,
-                    module.sampling,
-                    seed,
-                    first_row=batch.first * batch.samples,
-                )
+                tokens, kept, *_ = module.engine.generate(module.policy, module.tokenizer, request)
             grading.add(range(len(prompt_of)), decode(module.tokenizer, tokens, kept))
         return {state: grading.result() for state, grading in gradings.items()}

@@ -16,7 +16,7 @@ from vgrout_pl.adapters.state import DEPLOYED
 from vgrout_pl.decoding import Batch, decoding_batch
 from vgrout_pl.kv_cache import PromptCache
 from vgrout_pl.policy import base_of, head_of, positions, stop_token_ids
-from vgrout_pl.sampling import Sampling, draw
+from vgrout_pl.sampling import SamplingRequest, draw
 from vgrout_pl.seeding import derived_seed
 
 LOOK_EVERY = 8
@@ -48,50 +48,31 @@ class Completions(NamedTuple):
 def generate(
     policy: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    prompt_of: Tensor,
-    sampling: Sampling,
-    seed_parts: tuple[object, ...],
-    ablated_rows: Tensor | None = None,
+    request: SamplingRequest,
     on_finished: OnFinished | None = None,
-    logprob_temperature: float | None = None,
-    first_row: int = 0,
+    *,
     cuda_graphs: bool = False,
 ) -> Completions:
-    """Sample N completions, each row in its own state.
-
-    Row i's draw depends on its logits, ``seed_parts`` and ``first_row + i`` alone: not on the other rows, nor on
-    torch's global generators, which are left as they were.
+    """Sample N completions, each row in its own state; torch's global generators are left as they were.
 
     Args:
         policy: causal LM with a routed adapter.
         tokenizer: its tokenizer.
-        prompt_ids: [P, S], left-padded.
-        prompt_mask: [P, S].
-        prompt_of: int [N], each row's prompt.
-        sampling: how to draw.
-        seed_parts: hashed to the seed.
-        ablated_rows: bool [N], rows that are sampled without the quarantine (None: none).
+        request: which completions.
         on_finished: called with the indices [n], ids [n, t] and mask [n, t] of rows as they finish.
-        logprob_temperature: divides the logits of the log-probabilities that are returned; None: none are.
-        first_row: place of the first row among the rows of all processes, which share one stream of draws.
-        cuda_graphs: capture the step of a token as a CUDA graph, anew whenever rows are dropped.
+        cuda_graphs: on a GPU, capture the step of a token as a CUDA graph, anew whenever rows are dropped.
     """
-    rows = len(prompt_of)
-    without = torch.zeros(rows, dtype=torch.bool) if ablated_rows is None else ablated_rows.cpu()
+    without, first, room = request.without, request.first_row, request.sampling.max_new_tokens
     mixed = bool(without.any()) and not bool(without.all())
-    generator = torch.Generator().manual_seed(derived_seed(*seed_parts))
-    uniforms = torch.rand(first_row + rows, sampling.max_new_tokens, generator=generator)[first_row:]
+    generator = torch.Generator().manual_seed(derived_seed(*request.seed_parts))
+    uniforms = torch.rand(first + len(without), room, generator=generator)[first:]
     with ExitStack() as stack:
         stack.enter_context(_evaluating(policy))
         if not mixed and bool(without.all()):
             stack.enter_context(ablated(policy))
         stack.enter_context(_fast_weights(policy, mixed))
-        decoding = _Decoding(
-            policy, tokenizer, sampling, without if mixed else None, on_finished, logprob_temperature, cuda_graphs
-        )
-        return decoding.run(prompt_ids, prompt_mask, prompt_of.to(prompt_ids.device), uniforms.to(prompt_ids.device))
+        decoding = _Decoding(policy, tokenizer, request, without if mixed else None, on_finished, cuda_graphs)
+        return decoding.run(uniforms.to(request.prompt_ids.device))
 
 
 class _Decoding:
@@ -101,25 +82,24 @@ class _Decoding:
         self,
         policy: PeftModel,
         tokenizer: PreTrainedTokenizerBase,
-        sampling: Sampling,
+        request: SamplingRequest,
         without: Tensor | None,
         on_finished: OnFinished | None,
-        logprob_temperature: float | None,
         cuda_graphs: bool,
     ) -> None:
-        self.logprob_temperature, self.cuda_graphs = logprob_temperature, cuda_graphs
-        self.policy, self.sampling, self.without, self.on_finished = policy, sampling, without, on_finished
+        self.policy, self.request, self.sampling = policy, request, request.sampling
+        self.without, self.on_finished, self.cuda_graphs = without, on_finished, cuda_graphs
         self.base = base = base_of(policy)
         self.head = head_of(base, packed=is_packable(policy))
         self.pad = tokenizer.pad_token_id
         self.stops = torch.tensor(stop_token_ids(base, tokenizer), device=base.device)
-        strings = list(sampling.stop_strings)
+        strings = list(self.sampling.stop_strings)
         self.stop_strings = StopStringCriteria(tokenizer, strings) if strings else None
 
-    def run(self, prompt_ids: Tensor, prompt_mask: Tensor, prompt_of: Tensor, uniforms: Tensor) -> Completions:
-        """Sample until every row has stopped or is full."""
+    def run(self, uniforms: Tensor) -> Completions:
+        """Sample until every row has stopped or is full; uniforms [N, room] are what is drawn with."""
         rows, room = uniforms.shape
-        device = prompt_ids.device
+        device = uniforms.device
         self.ids = torch.full((rows, room), self.pad, device=device)
         self.logprobs = torch.zeros(rows, room, device=device)
         self.length = torch.full((rows,), room, device=device)
@@ -127,7 +107,7 @@ class _Decoding:
         self.reported = torch.zeros(rows, dtype=torch.bool, device=device)
         alive = torch.arange(rows, device=device)
         every = 1 if device.type == "cpu" else LOOK_EVERY
-        batch = self._prefilled(prompt_ids, prompt_mask, prompt_of, room)
+        batch = self._prefilled(room)
         with ExitStack() as state:
             state.enter_context(self._state_of(alive))
             for step in range(room):
@@ -147,7 +127,7 @@ class _Decoding:
                 batch.advance(token)
         self._report(step + 1)
         mask = torch.arange(step + 1, device=device) < self.length.unsqueeze(-1)
-        logprobs = None if self.logprob_temperature is None else self.logprobs[:, : step + 1]
+        logprobs = None if self.request.logprob_temperature is None else self.logprobs[:, : step + 1]
         return Completions(self.ids[:, : step + 1], mask, self.stopped, logprobs)
 
     def _state_of(self, rows: Tensor) -> AbstractContextManager[None]:
@@ -155,8 +135,10 @@ class _Decoding:
             return nullcontext()
         return ablated(self.policy, rows=self.without[rows.cpu()])
 
-    def _prefilled(self, prompt_ids: Tensor, prompt_mask: Tensor, prompt_of: Tensor, room: int) -> Batch:
+    def _prefilled(self, room: int) -> Batch:
         """One pass over each distinct (prompt, state), spread over the rows."""
+        prompt_ids, prompt_mask = self.request.prompt_ids, self.request.prompt_mask
+        prompt_of = self.request.prompt_of.to(prompt_ids.device)
         without = torch.zeros_like(prompt_of) if self.without is None else self.without.to(prompt_of)
         pairs, pair_of = torch.stack([prompt_of, without], 1).unique(dim=0, return_inverse=True)
         mask = prompt_mask[pairs[:, 0]].long()
@@ -181,8 +163,8 @@ class _Decoding:
         length = self.length[alive]
         token = torch.where(length > step, draw(allowed, uniforms, self.sampling), self.pad)
         self.ids[alive, step] = token
-        if self.logprob_temperature is not None:
-            scaled = logits / self.logprob_temperature
+        if self.request.logprob_temperature is not None:
+            scaled = logits / self.request.logprob_temperature
             self.logprobs[alive, step] = scaled.gather(1, token.unsqueeze(1)).squeeze(1) - scaled.logsumexp(1)
         stopped = torch.isin(token, self.stops)
         if self.stop_strings is not None:

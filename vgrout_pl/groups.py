@@ -16,6 +16,7 @@ from vgrout_pl.policy import base_of
 from vgrout_pl.preflight import data_of, roles
 from vgrout_pl.rewards import ENVIRONMENT, group_filled
 from vgrout_pl.rollout import Grading, decode, encode_prompts
+from vgrout_pl.sampling import SamplingRequest
 from vgrout_pl.types import Labels, Rollouts, Window, joined
 
 if TYPE_CHECKING:
@@ -103,25 +104,23 @@ def sample_groups(
     keeps_sampled = base_of(module.policy).dtype == torch.float32 and not rounded
     seed = ("rollout", data.seed, step, 0, *([draw] if draw else []))
     students_a_group = len(students) // len(problems)  # the same in every group: teachers take a fixed number
+    request = SamplingRequest(
+        ids,
+        mask,
+        prompt_of[students],
+        module.sampling,
+        seed,
+        without[students],
+        module.logprob_temperature if keeps_sampled else None,
+        groups_before * students_a_group,
+    )
     with Grading(module.grader, [of_row[row] for row in students.tolist()]) as grading:
 
         def hand_over(rows: Tensor, tokens: Tensor, kept: Tensor) -> None:
             grading.add(rows.tolist(), decode(module.tokenizer, tokens, kept))
 
         with timer.phase("generate"):
-            sampled = module.engine.generate(
-                module.policy,
-                module.tokenizer,
-                ids,
-                mask,
-                prompt_of[students],
-                module.sampling,
-                seed,
-                without[students],
-                hand_over,
-                logprob_temperature=module.logprob_temperature if keeps_sampled else None,
-                first_row=groups_before * students_a_group,
-            )
+            sampled = module.engine.generate(module.policy, module.tokenizer, request, hand_over)
         with timer.phase("grade"):
             of_students = iter(grading.result())
     grades = [next(of_students) if lesson is None else _cached_grade(lesson) for lesson in lessons]

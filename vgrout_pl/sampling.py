@@ -46,6 +46,39 @@ class Sampling:
                 raise ValueError(f"model.sampling.{name}: expected {expected}; got {getattr(self, name)}")
 
 
+@dataclass(frozen=True)
+class SamplingRequest:
+    """Which N completions are wanted.
+
+    Row i's draw depends on its logits, ``seed_parts`` and ``first_row + i`` alone.
+
+    Attributes:
+        prompt_ids: [P, S], left-padded.
+        prompt_mask: [P, S].
+        prompt_of: int [N], each row's prompt.
+        sampling: how to draw.
+        seed_parts: hashed to the seed.
+        ablated_rows: bool [N], rows that are sampled without the quarantine; None: none.
+        logprob_temperature: divides the logits of the log-probabilities that are wanted; None: none are.
+        first_row: place of the first row among the rows of all processes, which share one stream of draws.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    prompt_of: Tensor
+    sampling: Sampling
+    seed_parts: tuple[object, ...]
+    ablated_rows: Tensor | None = None
+    logprob_temperature: float | None = None
+    first_row: int = 0
+
+    @property
+    def without(self) -> Tensor:
+        """``ablated_rows`` as bool [N] on the CPU."""
+        none = torch.zeros(len(self.prompt_of), dtype=torch.bool)
+        return none if self.ablated_rows is None else self.ablated_rows.cpu()
+
+
 def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
     """Draw a token a row by inverting the cumulative distribution at a given uniform number.
 

@@ -20,7 +20,7 @@ from vgrout_pl.module import GRPOModule
 from vgrout_pl.plan import PHASES, Cost, Machine, Window, window_cost, workload
 from vgrout_pl.rollout import encode_prompts
 from vgrout_pl.routers import Absorb
-from vgrout_pl.sampling import Sampling
+from vgrout_pl.sampling import Sampling, SamplingRequest
 from vgrout_pl.timing import PhaseTimer
 
 Rows = list[dict[str, Any]]
@@ -119,13 +119,10 @@ def graphs_agree(folder: Path, scale: Scale, tokenizer: PreTrainedTokenizerBase,
     prompt_of = torch.arange(scale.prompts).repeat_interleave(scale.group)
     without = torch.arange(len(prompt_of)) % 4 == 0
     sampling = Sampling(max_new_tokens=scale.completion_tokens, min_new_tokens=scale.completion_tokens, temperature=0)
-    drawn = [
-        generate(
-            model, tokenizer, ids.to(device), mask.to(device), prompt_of.to(device), sampling, ("graphs",), without,
-            logprob_temperature=1.0, cuda_graphs=graphs,
-        )
-        for graphs in (False, True)
-    ]  # fmt: skip
+    request = SamplingRequest(
+        ids.to(device), mask.to(device), prompt_of, sampling, ("graphs",), without, logprob_temperature=1.0
+    )
+    drawn = [generate(model, tokenizer, request, cuda_graphs=graphs) for graphs in (False, True)]
     plain, replayed = drawn
     same = (plain.ids == replayed.ids).long().cumprod(1).sum(1)
     assert plain.logprobs is not None and replayed.logprobs is not None

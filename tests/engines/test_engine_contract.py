@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 from vgrout_pl.adapters import ablated, quarantine_only, reference_policy
 from vgrout_pl.engines import ServerEngine
 from vgrout_pl.policy import base_of, stop_token_ids
-from vgrout_pl.sampling import Sampling
+from vgrout_pl.sampling import Sampling, SamplingRequest
 from vgrout_pl.scoring import RowStates, score_completions
 
 FREE = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -19,9 +19,10 @@ WITHOUT = torch.tensor([False, False, True, False, False, True])
 def sample(engine, policy, tokenizer, prompts):
     """Publish and sample the rows of ``PROMPT_OF``, a part of them ablated."""
 
-    def run(sampling, seed=("x",), prompt_of=PROMPT_OF, without=WITHOUT, **options):
+    def run(sampling, seed=("x",), prompt_of=PROMPT_OF, without=WITHOUT, on_finished=None, **options):
         engine.publish(policy, also_ablated=without is not None)
-        return engine.generate(policy, tokenizer, *prompts, prompt_of, sampling, seed, without, **options)
+        request = SamplingRequest(*prompts, prompt_of, sampling, seed, without, **options)
+        return engine.generate(policy, tokenizer, request, on_finished)
 
     return run
 

@@ -14,7 +14,7 @@ from vgrout_pl import organism
 from vgrout_pl.adapters import RoutedLoraConfig, ablated, attach_routed_adapter
 from vgrout_pl.engines import EngineError, ServerEngine
 from vgrout_pl.policy import load_base
-from vgrout_pl.sampling import Sampling
+from vgrout_pl.sampling import Sampling, SamplingRequest
 
 FREE = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 TWO = torch.tensor([0, 0])
@@ -26,7 +26,7 @@ def sample(served, policy, tokenizer, prompts):
     def run(sampling=None, engine=served, policy=policy, prompt_of=TWO, without=HALF):
         sampling = sampling or Sampling(max_new_tokens=12, **FREE)
         engine.publish(policy, also_ablated=True)
-        return engine.generate(policy, tokenizer, *prompts, prompt_of, sampling, ("x",), without)
+        return engine.generate(policy, tokenizer, SamplingRequest(*prompts, prompt_of, sampling, ("x",), without))
 
     return run
 
@@ -234,7 +234,7 @@ def test_no_answer_in_time(server, policy, tokenizer, prompts, tmp_path):
     engine.publish(policy)
     engine._client.timeout_s = 0.2
     with server._one_at_a_time, pytest.raises(EngineError, match=r"within 0.2 s; got none; raise .*timeout_s"):
-        engine.generate(policy, tokenizer, *prompts, TWO, Sampling(max_new_tokens=2, **FREE), ("x",))
+        engine.generate(policy, tokenizer, SamplingRequest(*prompts, TWO, Sampling(max_new_tokens=2, **FREE), ("x",)))
 
 
 def _each_choice(change):
@@ -326,12 +326,12 @@ def test_every_state_is_compared_in_evaluation_too(served, server, policy, token
     greedy = Sampling(max_new_tokens=16, temperature=0)
     with ablated(policy):
         served.publish(policy)
-        served.generate(policy, tokenizer, *prompts, TWO, greedy, ("x",))
+        served.generate(policy, tokenizer, SamplingRequest(*prompts, TWO, greedy, ("x",)))
     assert served.statistics()["engine/logprob_gap"][0] < 1e-5
     server.serves_base = True
     with ablated(policy), pytest.raises(EngineError, match="deployed"):
         served.publish(policy)
-        served.generate(policy, tokenizer, *prompts, TWO, greedy, ("x",))
+        served.generate(policy, tokenizer, SamplingRequest(*prompts, TWO, greedy, ("x",)))
 
 
 def test_few_rows_of_many_are_compared(served, sample):

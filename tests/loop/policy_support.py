@@ -13,6 +13,8 @@ from transformers import (
 )
 
 from vgrout_pl.adapters import RoutedLoraConfig, attach_routed_adapter
+from vgrout_pl.generation import generate
+from vgrout_pl.sampling import SamplingRequest
 from vgrout_pl.scoring import RowStates, score_completions
 
 SIZES = {
@@ -58,3 +60,8 @@ def state_of_all(rows):
 
 def scored(policy, ids, mask, prompt_of, completions, kept, states, **options):
     return score_completions(policy, ids, mask, prompt_of, completions, kept, states, **options)[0]
+
+
+def sampled(policy, tokenizer, *request, on_finished=None, cuda_graphs=False, **options):
+    """Completions of a request given by its fields."""
+    return generate(policy, tokenizer, SamplingRequest(*request, **options), on_finished, cuda_graphs=cuda_graphs)

@@ -14,12 +14,11 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from tests.loop.policy_support import CONFIGS, GROUPED, SIZES, tiny_policy
+from tests.loop.policy_support import CONFIGS, GROUPED, SIZES, sampled, tiny_policy
 from tests.loop.test_generation import PROMPT_OF, WITHOUT, Ids, plain, prompts
 from vgrout_pl import decoding
 from vgrout_pl.adapters import RoutedLoraConfig, attach_routed_adapter
 from vgrout_pl.decoding import Batch, CapturedBatch, SharedPromptBatch, decoding_batch
-from vgrout_pl.generation import generate
 from vgrout_pl.kv_cache import PromptCache, sees_all
 from vgrout_pl.policy import base_of, positions
 from vgrout_pl.sampling import Sampling
@@ -102,7 +101,7 @@ def kind(base, room=6, **options):
 def greedy(policy, **options):
     base_of(policy).generation_config.eos_token_id = 49
     ids, mask = prompts()
-    tokens, kept, *_ = generate(policy, Ids, ids, mask, PROMPT_OF, GREEDY, ("x",), WITHOUT, **options)
+    tokens, kept, *_ = sampled(policy, Ids, ids, mask, PROMPT_OF, GREEDY, ("x",), WITHOUT, **options)
     return [row[keep].tolist() for row, keep in zip(tokens, kept, strict=True)]
 
 
@@ -131,8 +130,8 @@ def test_a_step_is_captured_anew_when_rows_are_dropped(taped):
     ids, mask = prompts()
     sampling = Sampling(max_new_tokens=40, temperature=1.0, top_p=1.0, top_k=0)
     base_of(policy).generation_config.eos_token_id = list(range(40, 50))
-    fixed = generate(policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT, cuda_graphs=True)
-    growing = generate(policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT)
+    fixed = sampled(policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT, cuda_graphs=True)
+    growing = sampled(policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT)
     assert torch.equal(fixed.ids, growing.ids) and torch.equal(fixed.mask, growing.mask)
     assert 1 < len(taped) < fixed.ids.shape[1]
 

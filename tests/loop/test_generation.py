@@ -12,10 +12,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tests.loop.policy_support import CONFIGS, scored, tiny_policy
+from tests.loop.policy_support import CONFIGS, sampled, scored, tiny_policy
 from vgrout_pl import organism
 from vgrout_pl.adapters import RoutedLoraConfig, ablated, attach_routed_adapter
-from vgrout_pl.generation import generate, is_mergeable
+from vgrout_pl.generation import is_mergeable
 from vgrout_pl.policy import base_of, load_base
 from vgrout_pl.sampling import Sampling, draw
 from vgrout_pl.scoring import RowStates
@@ -54,7 +54,7 @@ def test_greedy_with_shared_prefill_and_a_state_per_row_equals_plain_generate(ar
     base_of(policy).generation_config.eos_token_id = 49
     ids, mask = prompts()
     sampling = Sampling(max_new_tokens=20, temperature=0)
-    tokens, kept, *_ = generate(policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT)
+    tokens, kept, *_ = sampled(policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT)
     expected = [plain(policy, ids, mask, row, 20) for row in range(len(PROMPT_OF))]
     assert [row[keep].tolist() for row, keep in zip(tokens, kept, strict=True)] == expected
     assert expected[0] != expected[1], "the states are expected to differ"
@@ -76,21 +76,21 @@ def test_a_rows_draw_does_not_depend_on_the_other_rows():
     ids, mask = organism_prompts(4)
     sampling = Sampling(max_new_tokens=40, **FREE)
     prompt_of = torch.arange(4).repeat(4)
-    tokens, kept, *_ = generate(policy, TOKENIZER, ids, mask, prompt_of, sampling, ("x",))
+    tokens, kept, *_ = sampled(policy, TOKENIZER, ids, mask, prompt_of, sampling, ("x",))
     lengths = kept.sum(1)
     assert int((lengths == lengths.max()).sum()) < 0.75 * len(lengths), "rows are expected to be dropped on the way"
     some = 6
-    fewer, kept_fewer, *_ = generate(policy, TOKENIZER, ids, mask, prompt_of[:some], sampling, ("x",))
+    fewer, kept_fewer, *_ = sampled(policy, TOKENIZER, ids, mask, prompt_of[:some], sampling, ("x",))
     for row in range(some):
         assert fewer[row][kept_fewer[row]].tolist() == tokens[row][kept[row]].tolist()
-    others, *_ = generate(policy, TOKENIZER, ids, mask, prompt_of, sampling, ("y",))
+    others, *_ = sampled(policy, TOKENIZER, ids, mask, prompt_of, sampling, ("y",))
     assert others.shape != tokens.shape or not torch.equal(others, tokens)
 
 
 def test_generating_leaves_the_global_generator_alone():
     policy, (ids, mask) = organism_policy(), organism_prompts(1)
     before = torch.get_rng_state()
-    generate(policy, TOKENIZER, ids, mask, torch.zeros(2, dtype=torch.long), Sampling(max_new_tokens=4), ("x",))
+    sampled(policy, TOKENIZER, ids, mask, torch.zeros(2, dtype=torch.long), Sampling(max_new_tokens=4), ("x",))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -104,8 +104,8 @@ def test_every_row_is_reported_once_with_the_tokens_that_are_returned():
             told[row] = ids_of_row[keep].tolist()
 
     sampling = Sampling(max_new_tokens=24, **FREE)
-    tokens, kept, *_ = generate(
-        policy, TOKENIZER, ids, mask, torch.arange(4).repeat(4), sampling, ("x",), None, on_finished
+    tokens, kept, *_ = sampled(
+        policy, TOKENIZER, ids, mask, torch.arange(4).repeat(4), sampling, ("x",), on_finished=on_finished
     )
     assert told == {row: tokens[row][kept[row]].tolist() for row in range(16)}
     assert not kept[:, -1].all(), "some rows are expected to finish before the last"
@@ -115,7 +115,7 @@ def test_stop_strings_and_the_least_length_are_kept():
     policy, (ids, mask) = organism_policy(), organism_prompts(2)
     rows = torch.arange(2).repeat(3)
     stopped = Sampling(max_new_tokens=40, stop_strings=("return",), **FREE)
-    tokens, kept, *_ = generate(policy, TOKENIZER, ids, mask, rows, stopped, ("x",))
+    tokens, kept, *_ = sampled(policy, TOKENIZER, ids, mask, rows, stopped, ("x",))
     texts = [TOKENIZER.decode(row[keep]) for row, keep in zip(tokens, kept, strict=True)]
     assert sum("return" in text for text in texts) >= 4
     assert all(
@@ -123,10 +123,10 @@ def test_stop_strings_and_the_least_length_are_kept():
     )
     for size in (int(kept.sum(1).max()), 3):  # a stop on the last token is a stop; a row that is cut off has none
         short = Sampling(max_new_tokens=size, stop_strings=("return",), **FREE)
-        cut = generate(policy, TOKENIZER, ids, mask, rows, short, ("x",))
+        cut = sampled(policy, TOKENIZER, ids, mask, rows, short, ("x",))
         assert cut.stopped.tolist() == (kept.sum(1) <= size).tolist()
     long = Sampling(max_new_tokens=60, min_new_tokens=55, **FREE)
-    assert generate(policy, TOKENIZER, ids, mask, rows, long, ("x",))[1].sum(1).min() >= 55
+    assert sampled(policy, TOKENIZER, ids, mask, rows, long, ("x",))[1].sum(1).min() >= 55
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_log_probabilities_of_the_sampling_pass_are_those_of_scoring(temperature
     policy = tiny_policy()
     ids, mask = prompts()
     sampling = Sampling(max_new_tokens=12, min_new_tokens=4, temperature=0.7, top_p=0.9, top_k=9)
-    tokens, kept, _, given = generate(
+    tokens, kept, _, given = sampled(
         policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT, logprob_temperature=temperature
     )
     states = RowStates(WITHOUT, lambda index, *_: ablated(policy, rows=WITHOUT[index]))

@@ -5,10 +5,9 @@ import shutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from tests.loop.policy_support import scored, state_of_all
+from tests.loop.policy_support import sampled, scored, state_of_all
 from vgrout_pl import organism
 from vgrout_pl.adapters import RoutedLoraConfig, attach_routed_adapter
-from vgrout_pl.generation import generate
 from vgrout_pl.policy import checkpoint_activations, load_base, load_tokenizer
 from vgrout_pl.rollout import encode_prompts
 from vgrout_pl.sampling import Sampling
@@ -16,13 +15,13 @@ from vgrout_pl.sampling import Sampling
 PROBLEMS = organism.problems("train", mode="run_tests")[:2]
 
 
-def sampled(path, policy=None):
+def drawn_from(path, policy=None):
     tokenizer = load_tokenizer(str(path))
     if policy is None:
         policy = attach_routed_adapter(load_base(str(path), "float32", None), RoutedLoraConfig(r=2))
     _, ids, mask = encode_prompts(tokenizer, PROBLEMS, 128)
     sampling = Sampling(max_new_tokens=16, temperature=1.0, top_p=1.0, top_k=0)
-    return generate(policy, tokenizer, ids, mask, torch.arange(2), sampling, ("test",))[:2]
+    return sampled(policy, tokenizer, ids, mask, torch.arange(2), sampling, ("test",))[:2]
 
 
 def test_a_models_own_sampling_preferences_do_not_reach_the_rollouts(tmp_path):
@@ -32,7 +31,7 @@ def test_a_models_own_sampling_preferences_do_not_reach_the_rollouts(tmp_path):
     config.update(repetition_penalty=1.8, min_p=0.9, top_k=1, do_sample=True)
     config.save_pretrained(opinionated)
     assert load_base(str(opinionated), "float32", None).generation_config.repetition_penalty in (None, 1.0)
-    for ours, plain in zip(sampled(opinionated), sampled(organism.CHECKPOINT), strict=True):
+    for ours, plain in zip(drawn_from(opinionated), drawn_from(organism.CHECKPOINT), strict=True):
         assert torch.equal(ours, plain)
 
 
@@ -55,10 +54,10 @@ def scores(policy):
 def test_scoring_stays_free_of_dropout_after_generating_and_while_checkpointing(tmp_path):
     policy = noisy_policy(tmp_path)
     before = scores(policy)
-    sampled(organism.CHECKPOINT, policy)
+    drawn_from(organism.CHECKPOINT, policy)
     assert torch.equal(scores(policy), before)
     checkpoint_activations(policy)
-    sampled(organism.CHECKPOINT, policy)
+    drawn_from(organism.CHECKPOINT, policy)
     calls = []
     layer = policy.get_base_model().get_decoder().layers[0]
     layer.self_attn.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -6,11 +6,10 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tests.loop.policy_support import scored, tiny_policy
+from tests.loop.policy_support import sampled, scored, tiny_policy
 from tests.loop.test_generation import PROMPT_OF, WITHOUT, Ids, prompts
 from vgrout_pl import shared_attention
 from vgrout_pl.adapters import ablated
-from vgrout_pl.generation import generate
 from vgrout_pl.kv_cache import PromptCache
 from vgrout_pl.policy import base_of
 from vgrout_pl.sampling import Sampling
@@ -82,7 +81,7 @@ def test_log_probabilities_are_those_of_scoring(dtype, always):
         parameter.data = parameter.data.float() if "lora" in name else parameter.data
     ids, mask = prompts()
     sampling = Sampling(max_new_tokens=12, min_new_tokens=4, temperature=0.7, top_k=9)
-    tokens, kept, _, given = generate(
+    tokens, kept, _, given = sampled(
         policy, Ids, ids, mask, PROMPT_OF, sampling, ("x",), WITHOUT, logprob_temperature=1.0
     )
     states = RowStates(WITHOUT, lambda index, *_: ablated(policy, rows=WITHOUT[index]))

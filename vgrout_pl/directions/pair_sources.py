@@ -19,6 +19,7 @@ from vgrout_pl.directions.pairs import ContrastivePair, pairs_hash
 from vgrout_pl.directions.sources import ORGANISM, load_pairs, write_pairs
 from vgrout_pl.env.modes import LOOPHOLE_MODES
 from vgrout_pl.env.problem import Message
+from vgrout_pl.sampling import SamplingRequest
 from vgrout_pl.seeding import derived_seed
 
 if TYPE_CHECKING:
@@ -245,7 +246,8 @@ def sampler_of(module: GRPOModule) -> Sample:
         encoded = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
         ids, mask = encoded["input_ids"].to(module.device), encoded["attention_mask"].bool().to(module.device)
         with ablated(module.policy):
-            drawn = generate(module.policy, tokenizer, ids, mask, torch.arange(len(ids)), module.sampling, (seed,))
+            request = SamplingRequest(ids, mask, torch.arange(len(ids)), module.sampling, (seed,))
+            drawn = generate(module.policy, tokenizer, request)
         return decode(tokenizer, drawn.ids, drawn.mask)
 
     return sample

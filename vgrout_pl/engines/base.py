@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from peft import PeftModel
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vgrout_pl.adapters import RoutedLoraConfig
 from vgrout_pl.generation import Completions, OnFinished
-from vgrout_pl.sampling import Sampling
+from vgrout_pl.sampling import SamplingRequest
 
 
 class EngineError(ValueError):
@@ -33,15 +32,8 @@ class RolloutEngine(ABC):
         self,
         policy: PeftModel,
         tokenizer: PreTrainedTokenizerBase,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        prompt_of: Tensor,
-        sampling: Sampling,
-        seed_parts: tuple[object, ...],
-        ablated_rows: Tensor | None = None,
+        request: SamplingRequest,
         on_finished: OnFinished | None = None,
-        logprob_temperature: float | None = None,
-        first_row: int = 0,
     ) -> Completions:
         """Sample N completions of the policy in the state it is in, each row with or without the quarantine.
 
@@ -50,17 +42,9 @@ class RolloutEngine(ABC):
         Args:
             policy: causal LM with a routed adapter.
             tokenizer: its tokenizer.
-            prompt_ids: [P, S], left-padded.
-            prompt_mask: [P, S].
-            prompt_of: int [N], each row's prompt.
-            sampling: how to draw.
-            seed_parts: hashed to the seed.
-            ablated_rows: bool [N], rows that are sampled without the quarantine (None: none).
+            request: which completions; an engine whose arithmetic is not the trainer's gives no log-probabilities.
             on_finished: called in the caller's thread with the indices [n], ids [n, t] and mask [n, t] of rows as they
                 finish, each row once.
-            logprob_temperature: divides the logits of the log-probabilities that are wanted (None: none are); an
-                engine whose arithmetic is not the trainer's gives none.
-            first_row: place of the first row among the rows of all processes, which share one stream of draws.
         """
 
     def check(self, path: str, adapter: RoutedLoraConfig, tokens: int) -> None:

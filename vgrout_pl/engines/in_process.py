@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from peft import PeftModel
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vgrout_pl.engines.base import RolloutEngine
 from vgrout_pl.generation import Completions, OnFinished, generate
-from vgrout_pl.sampling import Sampling
+from vgrout_pl.sampling import SamplingRequest
 
 
 class InProcessEngine(RolloutEngine):
@@ -26,28 +25,8 @@ class InProcessEngine(RolloutEngine):
         self,
         policy: PeftModel,
         tokenizer: PreTrainedTokenizerBase,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        prompt_of: Tensor,
-        sampling: Sampling,
-        seed_parts: tuple[object, ...],
-        ablated_rows: Tensor | None = None,
+        request: SamplingRequest,
         on_finished: OnFinished | None = None,
-        logprob_temperature: float | None = None,
-        first_row: int = 0,
     ) -> Completions:
         """Sample N completions; see :meth:`RolloutEngine.generate`."""
-        return generate(
-            policy,
-            tokenizer,
-            prompt_ids,
-            prompt_mask,
-            prompt_of,
-            sampling,
-            seed_parts,
-            ablated_rows,
-            on_finished,
-            logprob_temperature,
-            first_row,
-            self.cuda_graphs,
-        )
+        return generate(policy, tokenizer, request, on_finished, cuda_graphs=self.cuda_graphs)

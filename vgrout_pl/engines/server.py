@@ -22,7 +22,7 @@ from vgrout_pl.engines.served import ServedAdapters, blocks_in_force
 from vgrout_pl.generation import Completions, OnFinished
 from vgrout_pl.policy import base_of, shape_of_base, stop_token_ids
 from vgrout_pl.processes import gathered
-from vgrout_pl.sampling import Sampling
+from vgrout_pl.sampling import SamplingRequest
 from vgrout_pl.seeding import derived_seed
 
 
@@ -147,23 +147,16 @@ class ServerEngine(RolloutEngine):
         self,
         policy: PeftModel,
         tokenizer: PreTrainedTokenizerBase,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        prompt_of: Tensor,
-        sampling: Sampling,
-        seed_parts: tuple[object, ...],
-        ablated_rows: Tensor | None = None,
+        request: SamplingRequest,
         on_finished: OnFinished | None = None,
-        logprob_temperature: float | None = None,
-        first_row: int = 0,
     ) -> Completions:
         """Sample N completions; see :meth:`RolloutEngine.generate`. Log-probabilities are left to the trainer.
 
         Raises:
             EngineError: the server is gone, refuses, answers with something else, or samples from another policy.
         """
-        device, prompt_of = prompt_ids.device, prompt_of.to(prompt_ids.device)
-        without = torch.zeros(len(prompt_of), dtype=torch.bool) if ablated_rows is None else ablated_rows.cpu()
+        prompt_ids, prompt_mask, sampling = request.prompt_ids, request.prompt_mask, request.sampling
+        device, prompt_of, without = prompt_ids.device, request.prompt_of.to(prompt_ids.device), request.without
         states = [(~without, nullcontext), (without, lambda: ablated(policy))]
         parts = [_Part(policy, chosen.nonzero().flatten(), state, self._adapters) for chosen, state in states]
         stops = stop_token_ids(base_of(policy), tokenizer)
@@ -173,7 +166,9 @@ class ServerEngine(RolloutEngine):
         for part in parts:
             for group in protocol.together(part.rows.tolist(), prompt_of.tolist(), sampling):
                 asked = {"model": part.name, "prompt": prompts[int(prompt_of[group[0]])], "n": len(group)}
-                seed = derived_seed(*seed_parts, first_row + group[0]) % 2**31  # servers add each row's place to it
+                seed = (
+                    derived_seed(*request.seed_parts, request.first_row + group[0]) % 2**31
+                )  # servers add each row's place to it
                 together.append(group)
                 bodies.append(settings | asked | {"seed": seed})
 
