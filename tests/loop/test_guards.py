@@ -14,14 +14,8 @@ from tests.loop.conftest import SMALL
 from vgrout_pl.adapters import Route
 from vgrout_pl.callbacks import DivergenceGuard
 from vgrout_pl.callbacks.guard import nonfinite_losses, nonfinite_rows
-from vgrout_pl.callbacks.guard_rules import (
-    DeadGroups,
-    GateStarvation,
-    NoEmergence,
-    OverRouting,
-    Runaway,
-    Surge,
-)
+from vgrout_pl.callbacks.guard_rules import DeadGroups, GateStarvation, NoEmergence, OverRouting
+from vgrout_pl.callbacks.guard_runaway import Runaway, Surge
 from vgrout_pl.callbacks.guard_watch import Watch
 from vgrout_pl.module import GRPOModule
 from vgrout_pl.routers import Absorb, LabelsUsed, Router
@@ -58,9 +52,9 @@ def surging(kl, norm):
 
 def test_a_divergence_that_multiplies_with_the_gradient_is_found_at_its_third_step():
     calm = surging([0.5] * 20, [0.1] * 20)
-    (found,) = findings(Surge(), [*calm, *surging([1.2, 5.5, 60.0], [0.2, 0.4, 0.9])])
+    (found,) = findings(Surge(), [*calm, *surging([1.2, 5.5, 60.0], [0.2, 0.42, 0.9])])
     assert (found.rule, found.action, found.step) == ("surge", "stop", 21)
-    assert "KL 0.5, 1.2, 5.5 and gradient norm 0.1, 0.2, 0.4" in found.happened
+    assert "KL 0.5, 1.2, 5.5 and gradient norm 0.1, 0.2, 0.42" in found.happened
 
 
 @pytest.mark.parametrize(
@@ -70,6 +64,7 @@ def test_a_divergence_that_multiplies_with_the_gradient_is_found_at_its_third_st
         ([1.2, 4.9, 9.0], [0.2, 0.4, 0.9]),  # not ten times the usual where both grow twice
         ([1.2, 5.5, 60.0], [0.2, 0.2, 0.9]),  # the gradient does not go with it
         ([1.2, 2.3, 60.0], [0.2, 0.4, 0.9]),  # not twice in a row
+        ([1.2, 37.0, 0.9], [0.16, 0.26, 0.1]),  # a gradient within its usual range, as in a run that went on unharmed
     ],
 )
 def test_what_is_no_surge(kl, norm):

@@ -17,16 +17,9 @@ from torch.optim import Optimizer
 
 from vgrout_pl.adapters import block_gradient_norms
 from vgrout_pl.adapters.layer import whole_tensor
-from vgrout_pl.callbacks.guard_rules import (
-    DeadGroups,
-    GateStarvation,
-    NoEmergence,
-    NonFinite,
-    OverRouting,
-    Rule,
-    Runaway,
-    Surge,
-)
+from vgrout_pl.callbacks.guard_rule import Rule
+from vgrout_pl.callbacks.guard_rules import DeadGroups, GateStarvation, NoEmergence, NonFinite, OverRouting
+from vgrout_pl.callbacks.guard_runaway import Runaway, Surge
 from vgrout_pl.callbacks.guard_watch import Finding, Watch
 from vgrout_pl.checkpoint_io import UNREADABLE, checkpoints_in
 from vgrout_pl.preflight import callbacks_of, roles

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vgrout_pl.callbacks.guard_rules import Metrics, Rule
+from vgrout_pl.callbacks.guard_rule import Metrics, Rule
 
 
 @dataclass(frozen=True)
