@@ -1,7 +1,7 @@
 """Runs a model on the CPU with its weights laid out for few rows, which is how tokens are sampled.
 
-The product of a few rows with a weight costs what reading the weight costs, and oneDNN's own layout is read faster than a
-weight as it lies: 1.2 to 2 times for 8 rows (``bench/decode.py``).
+The product of a few rows with a weight costs what reading the weight costs, and oneDNN's own layout is read faster
+than a weight as it lies: 1.2 to 2 times for 8 rows (``bench/decode.py``).
 """
 
 from __future__ import annotations
