@@ -82,7 +82,8 @@ class Surge(Rule):
     A step shows it where ``kl`` > kl_growth times that of the step before, that > kl_growth times that of the one
     before it, ``grad_norm`` likewise with grad_growth, and both are far above their usual: ``kl`` > kl_ratio and
     ``grad_norm`` > grad_ratio medians over the last 50 healthy steps. A spike of the divergence while the gradient is
-    in its usual range does not, however it came; steps that do not measure the divergence are passed over.
+    in its usual range does not, however it came; steps that do not measure the divergence are passed over. It only
+    warns by default: what looks like it has healed more often than not.
 
     Args:
         action: stop, warn or off.
@@ -94,13 +95,13 @@ class Surge(Rule):
         healthy_steps: healthy steps needed to compare with; before them it is silent.
     """
 
-    action: Action = "stop"
+    action: Action = "warn"
     steps: int = 1
     kl_growth: float = 2.0
     grad_growth: float = 1.5
     kl_ratio: float = 10.0
     grad_ratio: float = 4.0
-    healthy_steps: int = 8
+    healthy_steps: int = 20
 
     name: ClassVar[str] = "surge"
     reads: ClassVar[tuple[str, ...]] = ("kl", "grad_norm")
