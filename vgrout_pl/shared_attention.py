@@ -54,7 +54,6 @@ class SharedPrompts:
         self.mask = (
             None if bool(mask.all()) else torch.zeros(mask.shape).masked_fill(mask == 0, -torch.inf)[:, None, None]
         )
-        self.lengths = mask.sum(1)
         self._arrange(rows)
 
     def keep(self, rows: Tensor) -> None:
