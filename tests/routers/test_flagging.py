@@ -43,6 +43,15 @@ def test_an_oracle_misses_and_mistakes_the_shares_that_were_asked_for():
     assert torch.equal(routed(Oracle()), HACKED)
 
 
+def test_an_oracle_on_the_channel_routes_right_answers_that_use_the_loophole_as_well():
+    both = Grade(correct=True, channel=True)
+    labels = Labels.from_grades([both, Grade(hacked=True, channel=True), Grade(correct=True), Grade()])
+    assert routed(Oracle(label="channel"), labels=labels, n=4).tolist() == [True, True, False, False]
+    assert routed(Oracle(), labels=labels, n=4).tolist() == [False, True, False, False]
+    with pytest.raises(ValueError, match=r"router.label: expected hacked \| channel; got 'solve'"):
+        Oracle(label="solve")
+
+
 def test_the_noise_depends_on_the_seed():
     first, other = Oracle(recall=0.5), Oracle(recall=0.5)
     other.seed = 1

@@ -12,7 +12,7 @@ from vgrout_pl.directions.pair_sources import PAIRS_FILE
 from vgrout_pl.directions.sources import load_pairs
 
 OVERLAYS = sorted(Path("configs/router").glob("*.yaml"))
-ELSEWHERE = {"absorb", "none", "oracle", "random_share", "route_a", "sign_flip"}
+ELSEWHERE = {"absorb", "none", "oracle", "oracle_channel", "random_share", "route_a", "sign_flip"}
 """Overlays whose like runs in the fast suite anyway."""
 CASES = [pytest.param(path, marks=pytest.mark.full if path.stem in ELSEWHERE else ()) for path in OVERLAYS]
 NAMES = {
@@ -21,6 +21,7 @@ NAMES = {
     "none": "none",
     "none_matched": "none_matched",
     "oracle": "oracle",
+    "oracle_channel": "oracle-channel",
     "oracle_fit": "route_a-oracle_fit",
     "oracle_noisy": "oracle-recall0.5",
     "random_share": "random_share-0.1",
@@ -38,6 +39,7 @@ ROUTES = {
     "shrinkage": {"none"},
     "none_matched": {"keep"},
     "oracle": {"keep", "route"},
+    "oracle_channel": {"keep", "route"},
     "oracle_noisy": {"keep", "route"},
     "random_share": {"keep", "route"},
     "regex": {"keep", "route"},
