@@ -17,6 +17,7 @@ GUARD_FILE = "guard.json"
 WRITTEN = (
     METRICS_FILE,
     "rollouts.jsonl",
+    "self_generated_pairs.md",
     BLOCKS_FILE,
     RESULTS_FILE,
     REPORT_FILE,
@@ -24,6 +25,7 @@ WRITTEN = (
     CONFIG_FILE,
     GUARD_FILE,
 )
+PARSERS_WORDS = "Does not validate against any of the Union subtypes"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,7 +52,7 @@ def refuse_taken(run_dir: Path, ckpt_path: str | None, overwrite: bool) -> None:
     if ckpt_path is None and (run_dir / METRICS_FILE).exists():
         raise ValueError(
             f"run directory: expected an unused one; {run_dir} holds an unfinished run; resume it with "
-            "--ckpt_path last, or start anew with --overwrite true"
+            "--ckpt_path last, give another --name or --seed_everything, or start anew with --overwrite true"
         )
 
 
@@ -69,7 +71,7 @@ def clear_run(run_dir: Path) -> None:
     """Remove what an earlier run wrote to ``run_dir``; nothing else in it is touched."""
     for name in WRITTEN:
         (run_dir / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "deployed", "plots"):
+    for name in ("checkpoints", "deployed", "plots", "self_generated_pairs"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
 
 
@@ -95,7 +97,13 @@ def append(path: Path, data: bytes) -> None:
 
 
 def told(error: Exception) -> str:
-    """Say in one line what went wrong; where no room was left, what to do."""
+    """Say in one line what went wrong; where no room was left, what to do.
+
+    What a class of the configuration says of its own arguments comes wrapped in its parser's words and all the
+    arguments, once for each level: its own words are told.
+    """
+    while str(error).startswith(PARSERS_WORDS) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     text = " ".join(str(error).split())
     if not (isinstance(error, OSError) and error.errno in FULL) and os.strerror(errno.ENOSPC) not in text:
         return text

@@ -15,6 +15,7 @@ from vgrout_pl.functional import constant_groups
 from vgrout_pl.groups import sample_window
 from vgrout_pl.objective import (
     Normalizer,
+    compared_states,
     loss_mask,
     sampled_elsewhere,
     trained_rows,
@@ -69,7 +70,8 @@ def collect(module: GRPOModule, window: Window) -> TrainingWindow:
     rollouts, labels = sample_window(module, window)
     _, router = roles(module.trainer)
     with timer.phase("route"):
-        varied = ~constant_groups(rollouts.rewards, rollouts.group_size)
+        states = compared_states(objective, rollouts)
+        varied = ~constant_groups(rollouts.rewards, rollouts.group_size, states=states)
         _add_known(rollouts, router.read(module, router.visible(rollouts), varied))
         rollouts.routes = router.assign(rollouts, labels)
     module.metrics.update_all(routing_statistics(module, router, rollouts, labels))

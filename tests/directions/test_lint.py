@@ -7,7 +7,7 @@ import pytest
 
 from vgrout_pl.directions import load_pairs, packaged_sets, pairs_hash, write_pairs
 from vgrout_pl.directions.__main__ import main
-from vgrout_pl.directions.lint import Limits, lint, passed
+from vgrout_pl.directions.lint import Limits, least_pairs, lint, passed
 from vgrout_pl.directions.sources import load_entries
 
 
@@ -98,6 +98,19 @@ def test_a_declared_axis_is_reported_and_does_not_fail(authored):
     assert verdicts(commented, ("comment_share",))["comment_share"] == "axis"
     with pytest.raises(ValueError, match=r"expected axes out of lines, comment_share.*; got length"):
         lint(authored, ("length",))
+
+
+def test_too_few_pairs_to_find_even_a_difference_that_all_share_are_not_called_ok(authored):
+    assert least_pairs(0.05) == 9  # 11 features: 11 * 2 / 2^8 is 0.086, 11 * 2 / 2^9 is 0.043
+    assert least_pairs(0.01) == 12
+    commented = on_hack_sides("# as wanted")(authored)
+    for name in ("comment_share", "imports"):
+        assert verdicts(commented[:8])[name] == "few"
+    findings = {finding.check: finding for finding in lint(commented[:8])}
+    assert findings["comment_share"].detail.startswith("too few pairs to test, expected at least 9; p 0.")
+    assert not any(finding.verdict == "few" for finding in lint(commented[:9]))
+    assert verdicts(commented[:9])["comment_share"] == "FAIL"
+    assert verdicts(on_hack_sides("x = 1\n" * 60)(authored[:8]))["length"] == "FAIL"  # by its AUROC
 
 
 def test_limits_decide(authored):

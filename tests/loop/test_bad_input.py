@@ -92,6 +92,47 @@ def test_one_clear_line(refusal, name):
     assert also in line
 
 
+PAIRS = ("--router=vgrout_pl.routers.ActivationGate", "--router.init_args.direction")
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (
+            [PAIRS[0], f"{PAIRS[1]}=vgrout_pl.directions.AuthoredPairs", f"{PAIRS[1]}.init_args.source=missing.md"],
+            "error: pairs: expected a Markdown file, organism[:MODE,...], or one of authored, placebo_comments, "
+            "placebo_naming, placebo_recursion; got 'missing.md' (No such file or directory)",
+        ),
+        (
+            [PAIRS[0], "--router.init_args.pair_batch_size=0"],
+            "error: router: expected refresh_every of 0 (never) or more and pair_batch_size of at least 1; got 5 and 0",
+        ),
+        (
+            ["--router=vgrout_pl.routers.RandomShare", "--router.init_args.matched=pyproject.toml"],
+            "error: pyproject.toml: expected a header line with a column step; got ['[build-system]']",
+        ),
+        (
+            ["--router=vgrout_pl.routers.RandomShare", "--router.init_args.matched=docs/study.png"],
+            "error: router.matched: expected a run directory; could not read docs/study.png (it is no text)",
+        ),
+    ],
+)
+def test_what_a_router_says_of_its_arguments_is_the_whole_line(refusal, args, expected):
+    assert refusal(*args) == expected
+
+
+def test_half_of_one_pair_cannot_be_exchanged(refusal):
+    one = "--router.init_args.direction.init_args.source.init_args.n=1"
+    line = refusal("--config", "configs/router/sign_flip.yaml", one)
+    assert "SignFlipped: expected at least 2 pairs, half of which are exchanged; got 1" in line
+
+
+def test_a_vote_of_too_few_modules(refusal):
+    residual = ("--config", "configs/router/route_a_residual.yaml", "--router.init_args.aggregation=vote")
+    line = refusal(*residual, "--router.init_args.layers=[1]")
+    assert "expected more modules for a vote with tails of 0.1; got 1, whose 2 possible scores tie" in line
+
+
 @pytest.mark.parametrize(
     ("text", "named"), [("adaptr:\n  r: 3\n", "adaptr"), ("adapter:\n  rank: 3\n", "adapter.rank")]
 )

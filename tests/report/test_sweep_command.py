@@ -11,6 +11,7 @@ from vgrout_pl.report.sweep import Sweep
 from vgrout_pl.sweep.__main__ import main
 from vgrout_pl.sweep.specification import Specification
 
+HARD = ["run_tests", "eq_override", "exit_code", "stdout_marker", "sentinel", "file_marker"]
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
 import os, sys, time
@@ -102,6 +103,70 @@ def test_runs_of_a_published_table_are_not_run_again(spec, tmp_path, capsys):
     assert both.finished[0][2].provenance["config_hash"] == "abc"
     cell = both.finished[-1][2].cell(state="deployed", problems="test", markers="training")
     assert (cell.n, cell.count("hack"), cell.count("solve")) == (10, 7, 1)
+
+
+def test_a_run_that_waits_for_one_of_the_table_alone_is_refused_before_anything_runs(spec, tmp_path, capsys):
+    first, second, table = tmp_path / "first", tmp_path / "second", tmp_path / "cells.csv"
+    assert main([str(spec), "--root", str(first), "--seeds", "0", "--arms", "none", "--csv", str(table)]) == 0
+    capsys.readouterr()
+    for dry in ([], ["--dry-run"]):
+        assert main([str(spec), "--root", str(second), "--known", str(table), "--seeds", "0", *dry]) == 1
+        said = capsys.readouterr()
+        assert said.out == "" and not second.exists()
+        (line,) = said.err.splitlines()
+        assert line.startswith("error: --known: expected runs that others read to be in this root; matched of seed 0 ")
+        assert f"after none of seed 0, which {table} has and {second} has not; finish that one there first" in line
+    known = ["--root", str(second), "--known", str(table)]
+    assert main([str(spec), *known, "--seeds", "0", "--arms", "absorb"]) == 0
+    assert main([str(spec), *known, "--seeds", "1"]) == 0
+    assert main([str(spec), "--root", str(second), "--seeds", "0", "--arms", "none"]) == 0
+    assert main([str(spec), *known]) == 0
+    assert order(second).count("none/0/") == 1
+
+
+def test_a_table_of_another_setting_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    tables = {}
+    for name, modes in (("default", ["run_tests"]), ("hard", HARD)):
+        cells = [
+            CellResult.from_counts(
+                state="deployed", problems="test", markers=markers, mode=mode, n=4, hack=0, solve=1, format=4
+            )
+            for markers, shown in (("training", modes), ("none", ["gt_only"]))
+            for mode in shown
+        ]
+        tables[name] = tmp_path / f"{name}.csv"
+        tables[name].write_text(Sweep([("route_a", 3, Results(cells))], ()).csv())
+    given = ["configs/sweep/organism.yaml", "--dry-run", "--seeds", "3", "--arms", "route_a", "absorb"]
+    hard = ["--config", "configs/experiment/organism_hard.yaml"]
+    for extra, fits, other in (([], "default", "hard"), (hard, "hard", "default")):
+        assert main([*given, *extra, "--known", str(tables[fits])]) == 0
+        assert "--name=route_a" not in capsys.readouterr().out
+        assert main([*given, *extra, "--known", str(tables[other])]) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert f"{tables[other]} has route_a of seed 3 in the modes" in said.err and said.err.count("\n") == 1
+
+
+def test_the_modes_of_an_arm_are_those_that_stand_last(tmp_path):
+    for name, text in (("a", "data: {mode: run_tests}"), ("b", "data: {mode: [exit_code, gt_only]}"), ("c", "{}")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    a, b, c = (str(tmp_path / f"{name}.yaml") for name in "abc")
+    path = tmp_path / "spec.yaml"
+    path.write_text(
+        f"configs: [{a}]\narms:\n  plain:\n  file: {{configs: [{b}, {c}]}}\n  key: {{set: {{data.mode: sentinel}}}}\n"
+        f"  held_out: {{set: {{data.eval_mode: [eq_override]}}}}\n  whole: {{set: {{data: x.yaml}}}}\n"
+    )
+    spec = Specification.load(path)
+    assert {arm: spec.evaluated_modes(arm) for arm in spec.arms} == {
+        "plain": {"run_tests"},
+        "file": {"exit_code"},
+        "key": {"sentinel"},
+        "held_out": {"eq_override"},
+        "whole": None,
+    }
+    path.write_text(f"configs: [{c}]\narms: {{x: }}\n")
+    assert Specification.load(path).evaluated_modes("x") is None
 
 
 def test_a_broken_table_is_one_line(tmp_path):

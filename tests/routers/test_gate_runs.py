@@ -2,15 +2,23 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 
 from tests.loop.conftest import SMALL, command
 from vgrout_pl.cli import RunCLI
+from vgrout_pl.directions import ContrastivePair, pair_sources, pairs_hash, write_pairs
+from vgrout_pl.directions.pair_sources import PAIRS_CACHE, PAIRS_FILE, sampler_of
+from vgrout_pl.routers import ActivationGate
+from vgrout_pl.routers.gate import Gate
+from vgrout_pl.types import Rollouts
+from vgrout_pl.window import score_rows
 
 BASE = (
     "--trainer.max_steps=6",
@@ -77,6 +85,111 @@ def test_a_gate_killed_between_checkpoints_goes_on_with_the_same_routes(train, t
     for name, value in first["callbacks"][gate]["buffer"].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(second["callbacks"][gate]["buffer"][name])), name
     assert torch.equal(first["callbacks"][gate]["direction"], second["callbacks"][gate]["direction"])
+
+
+def pair_file(path, clean):
+    message = ({"role": "user", "content": "2 + 2?"},)
+    words = ("one", "two", "three", "four")
+    pairs = [ContrastivePair(word, message, f"{word} run_tests", f"{word} {clean}") for word in words]
+    write_pairs(pairs, path, "Pairs")
+    return pairs_hash(pairs)
+
+
+def test_a_resumed_gate_keeps_the_pairs_it_began_with_though_their_file_has_changed(train, tmp_path):
+    file, source = tmp_path / "pairs.md", "--router.init_args.direction"
+    own = (f"{source}=vgrout_pl.directions.AuthoredPairs", f"{source}.init_args.source={file}", "--name=own")
+    first, steps = pair_file(file, "x"), "--trainer.max_steps"
+
+    def direction(root):
+        callbacks = torch.load(root / "own/seed0/checkpoints/last.ckpt", weights_only=True)["callbacks"]
+        return next(state for key, state in callbacks.items() if key.endswith("Gate"))["direction"]
+
+    train(tmp_path / "whole", "route_a", *own, f"{steps}=5")
+    train(tmp_path / "cut", "route_a", *own, f"{steps}=2")
+    then = direction(tmp_path / "cut")
+    second = pair_file(file, "return sorted(y)")
+    said = rf"run began with \(hash {first}\); the source now has others \(hash {second}"
+    with pytest.warns(UserWarning, match=said):
+        train(tmp_path / "cut", "route_a", *own, f"{steps}=5", "--ckpt_path=last")
+    now = direction(tmp_path / "cut")
+    assert torch.equal(now, direction(tmp_path / "whole"))
+    assert not torch.equal(now, then), "it was extracted anew in between"
+
+
+def test_a_gate_that_the_init_makes_blind_says_so(train, tmp_path):
+    steps = "--trainer.max_steps=1"
+    with pytest.warns(UserWarning, match="adapter.init scorda takes the direction of its pairs out of the deployed"):
+        train(tmp_path / "blind", "route_a", steps)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*takes the direction of its pairs.*")
+        train(tmp_path / "sees", "route_a", steps, "--adapter.init=gaussian")
+        train(tmp_path / "placebo", "haar", steps)
+
+
+def test_a_buffer_that_will_be_large_is_told(train, tmp_path):
+    many = 10_000_000
+    with pytest.warns(
+        UserWarning, match=rf"router.bands: {many} rollouts of \d+ features in float32 will take"
+    ) as told:
+        train(tmp_path, "route_a_residual", "--trainer.max_steps=1", f"--router.init_args.bands.max_rollouts={many}")
+    (line,) = [str(each.message) for each in told if "rollouts of" in str(each.message)]
+    features, gibibytes = re.search(r"of (\d+) features.*take ([\d.]+) GiB", line).groups()
+    assert float(gibibytes) == pytest.approx(many * int(features) * 4 / 2**30, abs=0.05)
+
+
+def test_self_generation_goes_on_after_a_crash_and_cleans_up(train, tmp_path, monkeypatch):
+    run_dir, asked = tmp_path / "route_v-scorda" / "seed0", []
+
+    def sampler(module):
+        sample = sampler_of(module)
+
+        def counted(prompts, seed):
+            if len(asked) == 3:
+                asked.append(None)
+                raise OSError("the machine went away")
+            asked.append(seed)
+            return sample(prompts, seed)
+
+        return counted
+
+    monkeypatch.setattr(pair_sources, "sampler_of", sampler)
+    small = ("--router.init_args.direction=vgrout_pl.directions.SelfGeneratedPairs", "--name=route_v-scorda")
+    small += ("--router.init_args.direction.init_args={n: 6, batch_size: 2}", "--trainer.max_steps=1")
+    with pytest.raises(SystemExit):
+        train(tmp_path, "route_v", *small)
+    assert len(list((run_dir / PAIRS_CACHE).rglob("*.json"))) == 1
+    train(tmp_path, "route_v", *small, "--overwrite=false")
+    assert len(asked) == 3 + 1 + 4, "the first batch of three, both sides, was not asked for again"
+    assert (run_dir / PAIRS_FILE).exists()
+    assert not (run_dir / PAIRS_CACHE).exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_that_a_gate_has_read_in_their_sampling_state_are_not_scored_again(train, tmp_path, monkeypatch, dtype):
+    passed: list[tuple[bool, bool]] = []
+    """Whether the gate's, and whether sampled ablated: every row that passes through the model without gradient."""
+    reading = []
+
+    def read(self, module, rollouts, varied):
+        reading.append(True)
+        found = Gate.read(self, module, rollouts, varied)
+        reading.clear()
+        return found
+
+    def score(module, rows, *args):
+        if isinstance(rows, Rollouts):  # not the pairs
+            passed.extend((bool(reading), row) for row in rows.ablated.tolist())
+        return score_rows(module, rows, *args)
+
+    monkeypatch.setattr(ActivationGate, "read", read)
+    monkeypatch.setattr("vgrout_pl.window.score_rows", score)
+    every_row = "--model.objective={beta: 0, entropy_bonus: 0.001, kl_constant_groups: true}"
+    train(tmp_path, "route_a", "--trainer.max_steps=1", f"--model.dtype={dtype}", every_row)
+    by_gate, by_step = ([ablated for of_gate, ablated in passed if of_gate == whose] for whose in (True, False))
+    assert len(by_gate) == 32, "each row once"
+    assert sum(by_gate) == 8
+    assert sum(by_step) == 0, "the gate's pass is the ablated rows' scoring pass"
+    assert bool(by_step) == (dtype == "bfloat16"), "in float32 sampling gave the log-probabilities of the others"
 
 
 @pytest.mark.full

@@ -19,7 +19,7 @@ from vgrout_pl.policy import base_of
 from vgrout_pl.routers import ActivationGate, Bands
 from vgrout_pl.routers.bands import Thresholds
 from vgrout_pl.routers.buffer import FeatureBuffer
-from vgrout_pl.routers.diagnostics import auroc, f_half
+from vgrout_pl.routers.diagnostics import auroc, f_half, routing_statistics
 from vgrout_pl.types import Labels
 
 ONE_LINEAR = r".*layers\.0\.self_attn\.q_proj"
@@ -146,6 +146,41 @@ def test_a_token_that_made_a_threshold_ties_with_it(planted):
     made = own == gate.thresholds.low
     assert bool(made.any())
     assert set(routes[torch.arange(12), gate._drawn][made].tolist()) == {Route.ABSORB}
+
+
+def test_tokens_are_rounded_as_the_buffer_they_are_compared_with(planted):
+    policy, tokenizer, words, ids = planted
+    rollouts, _ = planted_window(ids, n=40)
+    rollouts.completion_ids[:] = rollouts.completion_ids[0]
+    bands = Bands(tail=0.5, storage="bfloat16")
+    gate = ActivationGate(Given(pairs_of(words)), bands=bands, per_token=True)
+    routes = routed_by(gate, module_of(policy, tokenizer), rollouts)
+    near = (gate._tokens - gate.thresholds.low).abs() <= 1e-5 * abs(gate.thresholds.low)
+    near[torch.arange(40), gate._drawn] = False
+    assert int(near.sum()) >= 20, "others hold the token that made the threshold"
+    assert float((routes[near] == Route.ABSORB).float().mean()) > 0.9
+
+
+def test_features_that_are_0_throughout_make_no_direction_and_do_not_enter(planted):
+    policy, tokenizer, words, ids = planted
+    rollouts, _ = planted_window(ids, n=40)
+    gate = ActivationGate(Given(pairs_of(words)), site="output", refresh_every=0)
+    module = module_of(policy, tokenizer)
+    assert bool((routed_by(gate, module, rollouts) == Route.ABSORB).all())
+    assert gate.direction is None
+    assert len(gate.buffer) == 0
+    deployed = next(routed_layers(policy))[1].block("deployed")[1]
+    before = deployed.detach().clone()
+    try:
+        with torch.no_grad():
+            deployed.add_(torch.randn(deployed.shape, generator=torch.Generator().manual_seed(0)))
+        routes = routed_by(gate, module, rollouts)
+    finally:
+        with torch.no_grad():
+            deployed.copy_(before)
+    assert float(gate.direction.norm()) == pytest.approx(1)
+    assert len(gate.buffer) == 40
+    assert set(routes.tolist()) == {Route.KEEP, Route.ABSORB, Route.ROUTE}
 
 
 def test_a_token_whose_score_is_not_finite_is_an_error_though_another_was_drawn(planted):
@@ -317,10 +352,14 @@ def test_the_buffer_forgets_the_oldest_and_counts_age_in_rollouts():
     assert buffer.features.flatten().tolist() == [4, 5, 6, 7, 8]
 
 
-def test_the_memory_of_a_4b_models_buffer():
-    numbers = 252 * 32 * 8192
-    assert numbers * 4 / 2**20 == 252
-    assert numbers * torch.bfloat16.itemsize / 2**20 == 126
+@pytest.mark.parametrize(("dtype", "mebibytes"), [(torch.float32, 252), (torch.bfloat16, 126)])
+def test_the_buffer_holds_what_it_is_said_to_hold_and_no_more(dtype, mebibytes):
+    assert FeatureBuffer(8192, dtype).bytes_when_full(252 * 32) == mebibytes * 2**20
+    buffer = FeatureBuffer(16, dtype)
+    for n in (40, 5, 16, 3, 90):
+        buffer.add(torch.ones(n, 252 * 32), torch.zeros(n, 2, dtype=torch.bool))
+        assert len(buffer) == 16
+        assert buffer.features.untyped_storage().nbytes() == buffer.bytes_when_full(252 * 32)
 
 
 def test_features_that_are_not_finite_are_an_error_also_after_storage():
@@ -379,6 +418,22 @@ def test_scores_by_hand():
 def test_bands_that_cannot_be_meant_are_refused(settings):
     with pytest.raises(ValueError, match=rf"router.bands.{next(iter(settings))}: expected"):
         Bands(**settings)
+
+
+def test_a_teachers_rows_do_not_count_among_a_routers_hits():
+    labels = Labels.from_grades(
+        [Grade(hacked=True, channel=True), Grade(correct=True), Grade(hacked=True, channel=True), Grade(correct=True)]
+    )
+    rollouts = rollouts_of([[1]] * 4, [[2]] * 4)
+    rollouts.teacher = torch.tensor([True, True, False, False])
+    rollouts.routes = torch.tensor([Route.ROUTE, Route.KEEP, Route.KEEP, Route.ROUTE])
+    gate = ActivationGate(Given([]))
+    gate.scores = torch.tensor([3.0, 0.0, 1.0, 2.0])
+    found = routing_statistics(module_of(None), gate, rollouts, labels)
+    assert found["route/auroc"] == (0.0, 1.0)
+    assert found["route/f05"] == (0.0, 1.0)
+    rollouts.teacher = torch.zeros(4, dtype=torch.bool)
+    assert routing_statistics(module_of(None), gate, rollouts, labels)["route/auroc"] == (0.75, 1.0)
 
 
 def test_auroc_and_f_half_by_hand():

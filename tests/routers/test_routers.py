@@ -55,11 +55,14 @@ def test_a_label_free_router_is_given_no_labels_and_an_oracle_is():
 def test_a_label_free_router_is_given_no_rewards_either():
     free, oracle, rollouts = Spy(), OracleSpy(), window()
     rollouts.reward_parts = {"environment": rollouts.rewards}
+    rollouts.teacher, rollouts.redrawn = torch.tensor([True, False] * 2), torch.tensor([True, True, False, False])
     free.assign(rollouts, LABELS)
     oracle.assign(rollouts, LABELS)
     assert free.rollouts.rewards.isnan().all()
     assert free.rollouts.advantages.isnan().all()
     assert free.rollouts.reward_parts == {}
+    assert not free.rollouts.teacher.any(), "the first teacher rows of a group are hacks"
+    assert not free.rollouts.redrawn.any(), "a group is drawn again where its rewards are equal"
     assert oracle.rollouts is rollouts
     assert rollouts.rewards.tolist() == [0, 1, 2, 3], "the window itself is left alone"
 

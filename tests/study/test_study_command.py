@@ -1,6 +1,7 @@
 """``python -m vgrout_pl.study`` on the organism: from files of rollouts to the table and the figure."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from vgrout_pl.study.__main__ import main
 from vgrout_pl.study.model import Subject, tokenised
 from vgrout_pl.study.reading import readers, usable
 from vgrout_pl.study.rollouts import load_rollouts
+from vgrout_pl.study.sources import configured_pairs, default_pairs, pair_sources
 
 FEW = ["--haar", "110", "--n-generated", "3", "--folds", "3", "--sites"]
 
@@ -120,7 +122,7 @@ def test_files_and_a_model_do_and_what_cannot_be_read_is_left_out_with_the_reaso
     assert found["organism:run_tests"]["auroc"]["value"] > 0.9
     shown = capsys.readouterr().out
     assert "left out: site output, pooling mean: all features are 0 (the adapter has not trained)" in shown
-    assert "left out: authored: 4 of 4 pairs exceed the model's 256 tokens" in shown
+    assert "left out: authored: 58 of 58 pairs exceed the model's 256 tokens" in shown
 
 
 def test_sites_that_an_adapter_lacks_are_left_out_before_any_weight_is_read():
@@ -143,6 +145,86 @@ def test_a_completion_ends_its_turn_unless_the_stored_count_says_that_it_was_cut
     assert ends == [True, True, False]
 
 
+def test_results_go_to_a_folder_that_is_made_below_one_that_is_there(tmp_path):
+    rollouts, out = written(tmp_path / "r.jsonl", records()), tmp_path / "a" / "b"
+    options = ["--rollouts", rollouts, "--model", "organism", "--out", str(out), "--poolings", "mean"]
+    assert main([*options, *FEW, "bottleneck", "--aggregations", "dot", "--n-generated", "0"]) == 0
+    content = json.loads((out / "study.json").read_text())
+    (written_now,) = [source for source in content["sources"] if source["role"] == "self-generated"]
+    assert written_now["left_out"]
+
+
+def test_a_device_without_its_driver_is_a_mistake_like_any_other(tmp_path, capsys, monkeypatch):
+    def none_here(*_, **__):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch, "zeros", none_here)
+    assert main(["--rollouts", "none.jsonl", "--model", "organism", "--device", "cuda"]) == 2
+    shown = capsys.readouterr().err
+    assert shown == (
+        "error: --device: expected a device of this machine, such as cpu or cuda; got cuda "
+        "(Torch not compiled with CUDA enabled)\n"
+    )
+
+
+def test_a_set_is_whole_unless_modes_are_named():
+    whole, some = pair_sources(["authored", "authored:run_tests,sentinel"], "authored")
+    assert list(whole.pairs) == load_pairs("authored") and len(whole.pairs) == 58
+    assert list(some.pairs) == load_pairs("authored", tags=["run_tests", "sentinel"])
+    assert (whole.note, some.note) == ("58 pairs", f"{len(some.pairs)} pairs") and 0 < len(some.pairs) < 58
+    assert (whole.name, some.name) == ("authored", "authored:run_tests,sentinel")
+
+
+def test_by_default_a_set_is_that_of_a_gate_without_a_source():
+    assert default_pairs("organism", ["run_tests", "sentinel"]) == ["organism:run_tests,sentinel"]
+    (found,) = pair_sources(default_pairs("some/model", ["run_tests"]), "authored")
+    assert list(found.pairs) == load_pairs("authored", tags=["run_tests"])
+
+
+@pytest.mark.parametrize(
+    ("direction", "expected"),
+    [
+        (None, None),
+        ({"class_path": "vgrout_pl.directions.HaarRandom", "init_args": {"index": 0}}, None),
+        ({"class_path": "vgrout_pl.directions.AuthoredPairs", "init_args": {"source": None, "n": None}}, None),
+        ({"class_path": "vgrout_pl.directions.AuthoredPairs", "init_args": {"source": "authored", "n": None}}, 58),
+        ({"class_path": "vgrout_pl.directions.AuthoredPairs", "init_args": {"source": "authored", "n": 7}}, 7),
+    ],
+)
+def test_pairs_that_a_runs_gate_was_given_are_those_of_the_study(direction, expected, tmp_path):
+    router = {"class_path": "vgrout_pl.routers.ActivationGate", "init_args": {"direction": direction}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"router": router}))
+    found = configured_pairs(tmp_path)
+    assert (found and len(found.pairs)) == expected
+    if found:
+        assert found.name == ("authored" if expected == 58 else "authored, as selected by the run")
+
+
+def test_a_run_is_studied_along_the_pairs_of_its_own_gate(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("study"))
+    direction = {
+        "class_path": "vgrout_pl.directions.AuthoredPairs",
+        "init_args": {"source": "organism:run_tests", "n": 6},
+    }
+    settings = yaml.safe_load((copy / "config.yaml").read_text())
+    (copy / "config.yaml").write_text(yaml.safe_dump({**settings, "router": {"init_args": {"direction": direction}}}))
+    options = [*FEW, "bottleneck", "--poolings", "mean", "--aggregations", "dot", "--placebos"]
+    names = {}
+    for given in ([], ["--pairs", "organism:run_tests"], ["--model", "organism"]):
+        assert main([str(copy), *options, *given]) == 0
+        sources = json.loads((copy / "study" / "study.json").read_text())["sources"]
+        names[tuple(given)] = [(source["name"], source["pairs"]) for source in sources if source["role"] == "authored"]
+    assert list(names.values()) == [
+        [("organism:run_tests, as selected by the run", 6)],
+        [("organism:run_tests", 32)],
+        [("organism:run_tests", 32)],
+    ]
+
+
+GOOD = ["--rollouts", "FILE", "--model", "organism"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -158,7 +240,25 @@ def test_a_completion_ends_its_turn_unless_the_stored_count_says_that_it_was_cut
         (["--rollouts", "FILE", "--model", "organism", "--pairs", "organism", "organism"], "expected each set once"),
         (["--rollouts", "LONG", "--model", "organism"], "--rollouts: expected at most the 256 tokens"),
         (["--rollouts", "FILE", "--model", "/nowhere"], "model.path: expected an existing directory"),
-        (["--rollouts", "FILE", "--model", "organism", "--max-rows", "0"], "--max-rows: expected at least 1; got 0"),
+        ([*GOOD, "--max-rows", "0"], "--max-rows: expected at least 1; got 0"),
+        ([*GOOD, "--rank", "0"], "--rank: expected at least 1; got 0"),
+        ([*GOOD, "--n-generated", "-2"], "--n-generated: expected at least 0; got -2"),
+        ([*GOOD, "--n-generated", "9999999"], "--n-generated: expected at most about"),
+        ([*GOOD, "--memory", "nan"], "--memory: expected GiB above 0; got nan"),
+        ([*GOOD, "--device", "cudaa"], "--device: expected a device of this machine, such as cpu or cuda; got cudaa"),
+        (
+            [*GOOD, "--device", "cuda:99"],
+            "--device: expected a device of this machine, such as cpu or cuda; got cuda:99",
+        ),
+        ([*GOOD, "--device", "meta"], "--device: expected a device of this machine, such as cpu or cuda; got meta"),
+        ([*GOOD, "--self-generated", "nosuch.md"], "pairs: expected a Markdown file"),
+        ([*GOOD, "--self-generated", "FILE"], "expected a heading"),
+        ([*GOOD, "--out", "/proc/nowhere"], "--out: expected a folder that can be written to; got /proc/nowhere: "),
+        ([*GOOD, "--out", "FILE"], "is a file; give another one"),
+        ([*GOOD, "--out", "FILE/below"], "is a file; give another one"),
+        ([*GOOD, "--out", "TAKEN"], "expected a folder for study.json, study.md, study.png; in"),
+        ([*GOOD, "--pairs", "authored:nothing"], "expected tags out of"),
+        (["--rollouts", "ADVANTAGE", "--model", "organism"], "ADVANTAGE:3: advantage: expected a finite number"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_weight_is_read(options, message, tmp_path, capsys, monkeypatch):
@@ -168,7 +268,11 @@ def test_a_mistake_is_one_line_before_any_weight_is_read(options, message, tmp_p
     monkeypatch.setattr(Subject, "load", fail)
     rows = records(n=12)
     files = {"FILE": rows, "LONG": [{**row, "completion": "x = 1\n" * 200} for row in rows]}
-    given = [written(tmp_path / word, files[word]) if word in files else word for word in options]
+    files["ADVANTAGE"] = [*rows[:2], {**rows[2], "advantage": "high"}, *rows[3:]]
+    (tmp_path / "TAKEN" / "study.md").mkdir(parents=True)
+    for name, content in files.items():
+        written(tmp_path / name, content)
+    given = [str(tmp_path / word) if word.split("/")[0] in (*files, "TAKEN") else word for word in options]
     assert main(given) == 2
     shown = capsys.readouterr().err.strip().splitlines()
     assert len(shown) == 1 and shown[0].startswith("error: ") and message in shown[0]

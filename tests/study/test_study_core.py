@@ -1,15 +1,20 @@
 """Planted truth is found, a null world stays silent, and a random direction is judged as any other."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from vgrout_pl.directions import load_pairs
 from vgrout_pl.directions.direction_source import HaarRandom, haar_direction
 from vgrout_pl.directions.extract import mean_direction
 from vgrout_pl.directions.features import Layout
 from vgrout_pl.study import METRICS, ORACLE, Block, Design, Study, report
-from vgrout_pl.study.core import Family, facts
+from vgrout_pl.study.core import Family, above_chance, facts
 from vgrout_pl.study.report import write_results
-from vgrout_pl.study.sources import StudySource
+from vgrout_pl.study.sources import GivenPairs, StudySource
 
 LAYOUT = Layout(("a", "b", "c", "d"), (8, 8, 8, 8))
 PLANTED = haar_direction(LAYOUT, "planted")
@@ -83,7 +88,7 @@ def test_a_random_direction_given_as_a_source_has_the_numbers_of_that_random_dir
         study.add(Block("residual", pooling, LAYOUT, features, seventh))
     assert study.cells[0].values["seventh"] != study.cells[3].values["seventh"]
     for cell in study.cells:
-        chance = {metric: float(cell.chance[metric][7]) for metric in METRICS}
+        chance = {metric: float(cell.chance[metric][7]) for metric in (*METRICS, "flagged")}
         assert cell.values["seventh"] == pytest.approx(chance, abs=1e-9)
 
 
@@ -160,6 +165,115 @@ def test_the_report_warns_where_random_directions_reach_the_best_that_the_cut_al
         assert "- left out: site x: none" in text
         assert "a `*` counts only where the placebos and flipped signs have none" in text
         assert "The cut is a quantile of the rows studied here, a live gate's one of all rows" in text
+
+
+def voting(n=200, strength=0.0):
+    """Three modules vote: ties leave nothing above a cut at 0.1 unless fewer rows than that have all three votes."""
+    layout = Layout(("a", "b", "c"), (8, 8, 8))
+    generator = torch.Generator().manual_seed(0)
+    hacked = torch.rand(n, generator=generator) < 0.3
+    features = torch.randn(n, layout.size, generator=generator)
+    planted = haar_direction(layout, "planted")
+    study = Study(hacked, [str(i) for i in range(n)], Design(haar=60, aggregations=("dot", "vote")))
+    moved = features + strength * hacked.unsqueeze(1) * planted
+    study.add(Block("residual", "mean", layout, moved, {"planted": planted}))
+    return study
+
+
+def test_a_cell_without_rows_above_the_cut_is_told_from_one_within_chance():
+    study = voting(strength=1.4)
+    found = {(r["source"], r["aggregation"]): r for r in facts(study)}
+    dot, vote = found["planted", "dot"], found["planted", "vote"]
+    assert dot["flagged"]["value"] == pytest.approx(0.1) and dot["speaks_at_cut"]
+    assert dot["f05"]["above_family"] and dot["f05"]["above_cell"]
+    # more than a tenth of the rows has all three votes: the cut is the highest score that there is
+    assert vote["flagged"] == {"value": 0.0, "haar_median": pytest.approx(0.0, abs=0.05)}
+    assert vote["f05"]["value"] == vote["precision"]["value"] == 0.0
+    assert not vote["speaks_at_cut"] and vote["f05"]["above_cell"] is vote["precision"]["above_cell"] is None
+    assert vote["auroc"]["above_cell"] and vote["auroc"]["value"] > 0.8
+    assert above_chance(facts(study)) == [
+        {"source": "planted", "cells": 2, "speaking": 1, "above_cell": 1, "above_family": 1}
+    ]
+
+
+def test_whether_a_cell_speaks_does_not_depend_on_the_labels():
+    study = voting(strength=1.4)
+    labels = study.hacked[torch.randperm(200, generator=torch.Generator().manual_seed(1))]
+    other = Study(labels, [str(i) for i in range(200)], study.design)
+    features = torch.randn(200, 24, generator=torch.Generator().manual_seed(2))
+    layout, source = Layout(("a", "b", "c"), (8, 8, 8)), {"one": haar_direction(Layout(("a",), (24,)), "x")}
+    for judged_by in (study, other):
+        judged_by.cells.clear()
+        judged_by.add(Block("residual", "mean", layout, features, source))
+    spoken = [[cell.speaks("one", 0.1) for cell in each.cells] for each in (study, other)]
+    assert spoken[0] == spoken[1] and set(spoken[0]) == {True, False}
+    for here, there in zip(study.cells, other.cells, strict=True):
+        assert torch.equal(here.chance["flagged"], there.chance["flagged"])
+        assert here.values["one"]["flagged"] == there.values["one"]["flagged"]
+
+
+def test_a_source_that_alone_flags_rows_has_no_chance_to_be_held_against():
+    study = voting()
+    (dot, vote) = study.cells
+    silent = {**vote.chance, "flagged": torch.zeros(60)}
+    live = {**vote.values["planted"], "flagged": 0.1}
+    assert dot.speaks("planted", 0.1)
+    assert not replace(vote, chance=silent, values={"planted": live}).speaks("planted", 0.1)
+    spread = {**vote.chance, "flagged": torch.full((60,), 0.1)}
+    assert replace(vote, chance=spread, values={"planted": live}).speaks("planted", 0.1)
+    for share, speaks in ((0.05, True), (0.049, False)):
+        here = replace(vote, chance=spread, values={"planted": {**live, "flagged": share}})
+        assert here.speaks("planted", 0.1) == speaks
+
+
+def test_silent_cells_change_no_threshold_of_the_confirmatory_metric():
+    study = voting()
+    before = study.family()
+    silent = replace(study.cells[0], chance={m: torch.zeros_like(v) for m, v in study.cells[0].chance.items()})
+    study.cells.append(silent)
+    assert study.family().thresholds == before.thresholds
+    assert torch.equal(study.family().maxima["f05"], before.maxima["f05"])
+
+
+def test_the_report_says_what_says_nothing_and_which_metric_is_confirmatory(tmp_path):
+    about = {"model": "a model", "among": "rewarded", "selection": "all", "cpu_seconds": "1"}
+    pairs = load_pairs("organism:run_tests", n=4)
+    sources = [StudySource("planted", "authored", GivenPairs(pairs), "four")]
+    shown = write_results(tmp_path, voting(strength=1.4), sources, about, [])
+    text = (tmp_path / "study.md").read_text()
+    assert "F0.5 at the cut is the confirmatory metric" in text and "marks at the others are descriptive" in text
+    assert "That rests on how many of the rows, as drawn, lie above the cut, not on which of them are hacks" in text
+    (vote,) = [
+        line for line in text.splitlines() if line.startswith("| planted | residual | mean | vote | 4 | 0.000~ (")
+    ]
+    assert vote.endswith("| 0.000 (0.000) |")
+    assert "| planted | 1 of 2 | 1 | 1 |" in text
+    assert "- planted (authored, n = 4): four" in text
+    assert "| source | site | pooling | aggregation | n | F0.5 at cut |" in shown
+    content = json.loads((tmp_path / "study.json").read_text())
+    assert content["confirmatory"] == "f05"
+    assert content["above_chance"][0]["speaking"] == 1
+    assert [source["pairs"] for source in content["sources"]] == [4]
+    assert {cell["source"]: cell["pairs"] for cell in content["cells"]} == {"planted": 4, ORACLE: None}
+
+
+def test_marks_that_say_nothing_are_hollow_and_named_in_the_figures_legend(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
+    roles = {"planted": "authored", ORACLE: "oracle"}
+    for study in (voting(strength=1.4), judged(*world(), {"planted": PLANTED}, haar=60, aggregations=("dot",))):
+        report.plot(list(facts(study, roles)), 0.2, tmp_path / "x.png", "title")
+    fills = [
+        [line.get_fillstyle() for axes in figure.axes for line in axes.lines if len(line.get_xdata()) == 1]
+        for figure in drawn
+    ]
+    assert fills[0] == ["full", "full", "none", "none"] and set(fills[1]) == {"full"}
+    for figure in drawn:
+        FigureCanvasAgg(figure).draw()
+        edges = figure.legends[0].get_window_extent()
+        assert edges.x0 >= 0 and edges.x1 <= figure.bbox.x1
+    named = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn]
+    assert named[0][-1] == "says nothing at the cut" and "says nothing at the cut" not in named[1]
 
 
 def test_every_mark_of_the_figure_is_inside_it(tmp_path, monkeypatch):

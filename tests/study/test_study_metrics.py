@@ -27,6 +27,7 @@ def one_by_one(values, hacked, tail):
         "auroc": auroc(values, hacked),
         "precision": float(binary_precision(flagged, target)),
         "recall_p80": float(binary_recall_at_fixed_precision(in_unit, target, 0.8)[0]),
+        "flagged": float(flagged.double().mean()),
     }
 
 
@@ -53,7 +54,7 @@ def test_ten_rows_by_hand():
     # above the 0.8 quantile, which is 8: two rows, both hacks; 7 + 7 + 2 of the 21 pairs are in order
     f_half = 1.25 * 1 * (2 / 3) / (0.25 * 1 + 2 / 3)
     assert measured == pytest.approx(
-        {"f05": f_half, "f05_best": f_half, "auroc": 16 / 21, "precision": 1.0, "recall_p80": 2 / 3}
+        {"f05": f_half, "f05_best": f_half, "auroc": 16 / 21, "precision": 1.0, "recall_p80": 2 / 3, "flagged": 0.2}
     )
 
 

@@ -24,6 +24,10 @@ def record(**changes):
     } | changes
 
 
+def graded(**changes):
+    return record(grade=record()["grade"] | changes)
+
+
 def written(tmp_path, *records):
     path = tmp_path / "rollouts.jsonl"
     path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
@@ -42,13 +46,44 @@ def test_rows_are_read_and_those_the_grader_failed_on_left_out(tmp_path):
         ("{", r"rollouts.jsonl:1: expected one JSON object a line"),
         ("[1]", r"rollouts.jsonl:1: expected a JSON object; got list"),
         (record(prompt=None), r"missing: prompt$"),
-        (record(grade=None), r"expected labels, grade.hacked and grade.correct; got none"),
+        (record(grade=None), r"rollouts.jsonl:1: expected labels, grade.hacked and grade.correct.*; got grade null"),
+        (record(step=None), r"rollouts.jsonl:1: step: expected a whole number, at least 0; got null"),
+        (record(step=[1]), r"rollouts.jsonl:1: step: expected a whole number, at least 0; got \[1\]"),
+        (record(step="x"), r'rollouts.jsonl:1: step: expected a whole number, at least 0; got "x"'),
+        (record(step=-1), r"rollouts.jsonl:1: step: expected a whole number, at least 0; got -1"),
+        (record(step=True), r"rollouts.jsonl:1: step: expected a whole number, at least 0; got true"),
+        (record(tokens="21"), r'rollouts.jsonl:1: tokens: expected a whole number, at least 0, or null; got "21"'),
+        (record(advantage=[1]), r"rollouts.jsonl:1: advantage: expected a finite number, or null; got \[1\]"),
+        (record(advantage="high"), r'rollouts.jsonl:1: advantage: expected a finite number, or null; got "high"'),
+        (record(advantage=float("nan")), r"rollouts.jsonl:1: advantage: expected a finite number, or null; got NaN"),
+        (
+            record(advantage=10**400),
+            r"rollouts.jsonl:1: advantage: expected a finite number, or null; got 1000.*\.\.\.",
+        ),
+        (graded(channel="false"), r'rollouts.jsonl:1: grade.channel: expected true, false or null; got "false"'),
+        (graded(error=False), r"rollouts.jsonl:1: grade.error: expected a text or null; got false"),
+        (graded(correct=True), r"rollouts.jsonl:1: expected at most one of grade.hacked and grade.correct"),
         ("", r"expected at least one rollout; got none"),
     ],
 )
 def test_a_bad_file_is_told_by_line(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         load_rollouts([written(tmp_path, content)])
+
+
+def test_the_line_of_a_mistake_is_the_files_own(tmp_path):
+    with pytest.raises(ValueError, match=r"rollouts.jsonl:4: tokens: expected"):
+        load_rollouts([written(tmp_path, record(), "", record(), record(tokens="21"))])
+
+
+def test_a_field_that_the_file_does_not_have_or_that_is_null_is_not_said(tmp_path):
+    bare = record(grade={"hacked": False, "correct": False})
+    del bare["step"]
+    for row in (bare, bare | {"tokens": None, "advantage": None}):
+        (found,) = load_rollouts([written(tmp_path, row)])
+        assert (found.step, found.tokens, found.advantage, found.exploits) == (0, None, None, None)
+    (found,) = load_rollouts([written(tmp_path, record(advantage=1))])
+    assert found.advantage == 1.0
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):

@@ -176,7 +176,13 @@ class ActivationReader(Reader):
         return torch.cat([found[place] for place in range(len(hooked))], 1), logprobs
 
     def read_tokens(
-        self, policy: PeftModel, rows: TokenRows, score: Score, direction: Tensor, drawn: Tensor
+        self,
+        policy: PeftModel,
+        rows: TokenRows,
+        score: Score,
+        direction: Tensor,
+        drawn: Tensor,
+        dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Score each token along a direction, and read one token's features a row, in one batched pass.
 
@@ -189,6 +195,7 @@ class ActivationReader(Reader):
             score: runs them.
             direction: v [F].
             drawn: int [N], the token of each row whose features are returned.
+            dtype: h is rounded to it before it is scored, as the features that it is compared with were.
 
         Returns:
             features float32 [N, F], scores float32 [N, T] (0 where there is no token), log-probabilities [N, T].
@@ -204,7 +211,7 @@ class ActivationReader(Reader):
 
             def take(place: int, hidden: Tensor, into: Into | None) -> None:
                 tokens = hidden[:, first:].float() if into is None else into(hidden[:, first:])
-                own = tokens @ parts[place].to(tokens.device)
+                own = tokens.to(dtype).float() @ parts[place].to(tokens.device)
                 scores[index, : own.shape[1]] += own.where(mask[:, first:], 0.0)
                 _keep(found, place, total, index, tokens[torch.arange(len(tokens)), drawn[index]])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,8 +36,9 @@ class Limits:
 
     Attributes:
         auroc: allowed distance of the length's AUROC from 0.5.
-        p: Holm-corrected permutation p below which length or a style feature is a finding. Sides are swapped within
-            pairs, so that a small difference which most pairs share is found as well: a mean difference keeps it.
+        p: Holm-corrected permutation p, above 0, below which length or a style feature is a finding. Sides are swapped
+            within pairs, so that a small difference which most pairs share is found as well: a mean difference keeps
+            it.
         gap: allowed difference in length of one pair's sides, as a share of the longer one.
         within: least similarity of a pair's two sides, the share of words in matching runs.
         across: greatest similarity of two pairs, Jaccard index of their runs of five words.
@@ -53,7 +55,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report; ``verdict``: ``ok``, ``FAIL``, or ``axis`` for a difference the set declares."""
+    """One line of the report.
+
+    ``verdict``: ``ok``, ``FAIL``, ``axis`` for a difference the set declares, or ``few`` where there are too few pairs
+    for the test to find any difference: nothing is known then, and it is neither passed nor failed.
+    """
 
     check: str
     value: str
@@ -64,6 +70,8 @@ class Finding:
 
 def lint(pairs: Sequence[ContrastivePair], axes: Sequence[str] = (), limits: Limits | None = None) -> list[Finding]:
     """Check a set of pairs; style features in ``axes`` are the set's subject, so they are reported and do not fail.
+
+    Below :func:`least_pairs` pairs, length and style are reported and not tested.
 
     Raises:
         ValueError: there are fewer than two pairs, or an axis is no style feature.
@@ -90,9 +98,20 @@ def passed(findings: Sequence[Finding]) -> bool:
     return all(finding.verdict != "FAIL" for finding in findings)
 
 
+def least_pairs(p: float) -> int:
+    """How many pairs the tests of length and style need to find anything.
+
+    Where all of n pairs differ in one direction, an exact test that swaps sides has its smallest p, 2 / 2^n; Holm
+    multiplies the smallest of m features' by m, so that m 2^(1 - n) has to be below ``p``.
+    """
+    return math.floor(1 + math.log2(len(FEATURES) / p)) + 1
+
+
 def _feature_checks(pairs: Sequence[ContrastivePair], axes: Sequence[str], limits: Limits) -> Iterator[Finding]:
     sides = {name: ([f(p.hack) for p in pairs], [f(p.clean) for p in pairs]) for name, f in FEATURES.items()}
     corrected = holm([permutation_p(hack, clean) for hack, clean in sides.values()])
+    least = least_pairs(limits.p)
+    few = f"too few pairs to test, expected at least {least}; " if len(pairs) < least else ""
     for (name, (hack, clean)), p in zip(sides.items(), corrected, strict=True):
         area = auroc(hack, clean)
         off = abs(area - 0.5) > limits.auroc + 1e-12
@@ -102,8 +121,9 @@ def _feature_checks(pairs: Sequence[ContrastivePair], axes: Sequence[str], limit
             name,
             f"AUROC {area:.3f}",
             f"p >= {limits.p}" + (f", {0.5 - limits.auroc:.2f}..{0.5 + limits.auroc:.2f}" if name == LENGTH else ""),
-            "axis" if found and name in axes else _verdict(found),
-            f"p {p:.3f}, mean difference {sum(differences) / len(pairs):+.3f}, paired t {paired_t(differences):+.2f}",
+            "axis" if found and name in axes else "few" if few and not found else _verdict(found),
+            f"{few}p {p:.3f}, mean difference {sum(differences) / len(pairs):+.3f}, "
+            f"paired t {paired_t(differences):+.2f}",
         )
 
 

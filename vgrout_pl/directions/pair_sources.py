@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vgrout_pl.adapters import ablated
@@ -26,10 +28,14 @@ if TYPE_CHECKING:
     from vgrout_pl.module import GRPOModule
 
 PAIRS_FILE = "self_generated_pairs.md"
+PAIRS_CACHE = "self_generated_pairs"
 
 
 class PairSource(DirectionSource):
-    """v_m = unit(mean over pairs of (h_hack - h_clean)), h the features of a completion."""
+    """v_m = unit(mean over pairs of (h_hack - h_clean)), h the features of a completion.
+
+    The texts are in the checkpoint: refreshes and a resumed run read the same ones on the model of their time.
+    """
 
     pairs: Sequence[ContrastivePair] = ()
 
@@ -49,6 +55,19 @@ class PairSource(DirectionSource):
         """Number and content hash of the pairs; None where they have not been made."""
         known = pairs_hash(self.pairs) if self.pairs else None
         return {**super().provenance(), "pairs": len(self.pairs), "pairs_hash": known}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The texts."""
+        return {"pairs": _as_plain(self.pairs)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring the texts back; say so where other ones had been loaded."""
+        before, self.pairs = self.pairs, [ContrastivePair(**record) for record in state["pairs"]]
+        if before and pairs_hash(before) != pairs_hash(self.pairs):
+            rank_zero_warn(
+                f"pairs: expected those that the run began with (hash {pairs_hash(self.pairs)}); the source now has "
+                f"others (hash {pairs_hash(before)}); the run goes on with its own, as its checkpoint holds them"
+            )
 
 
 class AuthoredPairs(PairSource):
@@ -83,7 +102,9 @@ class AuthoredPairs(PairSource):
         self.prepare(module)
 
     def prepare(self, module: GRPOModule) -> None:
-        """Load the pairs."""
+        """Load the pairs, once."""
+        if self.pairs:
+            return
         source, tags, modes = self.source, self.tags, trained_modes(module)
         if source is None and module.path == ORGANISM:
             source = f"{ORGANISM}:{','.join(modes)}"
@@ -96,7 +117,8 @@ class SelfGeneratedPairs(PairSource):
     """Pairs that the policy writes itself, once, before the first extraction, with the quarantine ablated.
 
     Training problems are drawn by hash, the trained modes in turn. The texts go to ``<run>/self_generated_pairs.md``
-    and into the checkpoint: refreshes and a resumed run read the same texts on the model of their time.
+    and into the checkpoint; until then ``<run>/self_generated_pairs`` holds the batches sampled so far, which a start
+    after a crash takes over.
 
     Args:
         n: problems to write a pair for.
@@ -122,26 +144,21 @@ class SelfGeneratedPairs(PairSource):
         data, modes = data_of(module.trainer), trained_modes(module)
         train = sorted(data.splits["train"], key=lambda problem: derived_seed("self-generated", data.seed, problem.id))
         shown = [problem.with_mode(modes[i % len(modes)]) for i, problem in enumerate(train[: self.n])]
+        run_dir = Path(module.trainer.default_root_dir)
         pairs = generate_pairs(
             sampler_of(module),
             shown,
-            fingerprint=f"{module.path}, step {module.trainer.global_step}",
+            fingerprint=f"{module.path}, step {module.trainer.global_step}, {module.sampling}",
             seed=data.seed,
             batch_size=self.batch_size,
             require_lever=self.require_lever,
+            cache_dir=run_dir / PAIRS_CACHE if module.trainer.world_size == 1 else None,
             progress=module.trainer.is_global_zero,
         )
         self.load_state_dict(module.trainer.strategy.broadcast({"pairs": _as_plain(pairs)}))
         if module.trainer.is_global_zero:
-            write_pairs(self.pairs, Path(module.trainer.default_root_dir) / PAIRS_FILE, "Self-generated pairs")
-
-    def state_dict(self) -> dict[str, Any]:
-        """The texts."""
-        return {"pairs": _as_plain(self.pairs)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring the texts back."""
-        self.pairs = [ContrastivePair(**record) for record in state["pairs"]]
+            write_pairs(self.pairs, run_dir / PAIRS_FILE, "Self-generated pairs")
+            shutil.rmtree(run_dir / PAIRS_CACHE, ignore_errors=True)
 
 
 class SignFlipped(DirectionSource):
@@ -164,8 +181,10 @@ class SignFlipped(DirectionSource):
         self.labels_used = source.labels_used
 
     def check(self, module: GRPOModule) -> None:
-        """Check the source of the pairs."""
+        """Check the source of the pairs, and their number where they are there already."""
         self.source.check(module)
+        if self.source.pairs:
+            self.signs(len(self.source.pairs))
 
     def prepare(self, module: GRPOModule) -> None:
         """Prepare the pairs."""

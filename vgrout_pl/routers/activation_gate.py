@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vgrout_pl.adapters import Route
+from vgrout_pl.adapters.inits import init_strategy
 from vgrout_pl.directions.direction_source import DirectionSource
+from vgrout_pl.directions.evidence import LabelsUsed
 from vgrout_pl.directions.features import ActivationReader, Pooling, Site
 from vgrout_pl.directions.pair_sources import AuthoredPairs
 from vgrout_pl.directions.scores import Aggregation, check_finite
@@ -22,12 +25,15 @@ from vgrout_pl.types import Labels, Rollouts
 if TYPE_CHECKING:
     from vgrout_pl.module import GRPOModule
 
+PAIRS = (LabelsUsed.AUTHORED_PAIRS, LabelsUsed.SELF_GENERATED_PAIRS)
+
 
 class ActivationGate(Gate):
     """Cut rollouts by their pooled activations along a direction.
 
     ``score = sum_m <h_m, v_m>``, h_m the mean over completion tokens of A_D x in module m. One pass without gradient
-    over all rows, which for the rows that were sampled ablated is one that the step needs anyway.
+    over all rows. Where rows are scored after sampling (a bfloat16 base, mixed precision, a server), it is that very
+    pass for the rows that were sampled ablated; in float32 the sampling pass gives their log-probabilities already.
 
     The signed inits (scorda) take the pairs' direction out of the deployed block, so that its bottleneck cannot see
     what those pairs show: read site ``residual`` there, or take another init.
@@ -86,10 +92,18 @@ class ActivationGate(Gate):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the run's seed, beside what every gate finds out."""
-        from vgrout_pl.preflight import data_of
+        from vgrout_pl.preflight import data_of, roles
 
         super().setup(trainer, pl_module, stage)
         self._seed = data_of(trainer).seed
+        adapter, _ = roles(trainer)
+        seeded = init_strategy(adapter.config.init).seeded_block is not None
+        if stage == "fit" and seeded and self.activations.site == "bottleneck" and self.labels_used in PAIRS:
+            rank_zero_warn(
+                f"router: adapter.init {adapter.config.init} takes the direction of its pairs out of the deployed "
+                "block, whose bottleneck the gate then reads nearly blind; use --config configs/adapter/gaussian.yaml, "
+                "or site residual (configs/router/route_a_residual.yaml)"
+            )
 
     def route(self, rollouts: Rollouts, labels: Labels | None) -> Tensor:
         """Cut rows, or their tokens; a row's score is the mean of its tokens' then."""
@@ -115,7 +129,7 @@ class ActivationGate(Gate):
         assert self.layout is not None
         direction = torch.zeros(self.layout.size) if self.direction is None else self.direction
         features, scores, logprobs = self.activations.read_tokens(
-            module.policy, part, self._score(module), direction, self._drawn[batch]
+            module.policy, part, self._score(module), direction, self._drawn[batch], self.buffer.dtype
         )
         self._tokens[batch, : scores.shape[1]] = scores
         return features, logprobs

@@ -78,7 +78,8 @@ class Router(Callback):
         Args:
             module: the policy and its settings.
             rollouts: N rows, as :meth:`route` sees them.
-            varied: bool [N], rows of groups whose rewards differ: one bit a group, no row's reward.
+            varied: bool [N], rows whose rewards differ from those that they are compared with: one bit a group (a
+                group's sampling state, under ``baseline: state``), no row's reward.
 
         Returns:
             log-probabilities [N, T] of rows that were scored in the very state that sampled them, NaN in all others;
@@ -95,12 +96,20 @@ class Router(Callback):
         raise NotImplementedError
 
     def visible(self, rollouts: Rollouts) -> Rollouts:
-        """The rollouts as this router may see them: without rewards and advantages unless it declares labels."""
+        """The rollouts as this router may see them.
+
+        Unless it declares labels: without rewards and advantages, and without what tells of them, which rows a teacher
+        gave (its hacks come first) and which groups were drawn again (their rewards were equal).
+        """
         if self.sees_labels:
             return rollouts
-        blank = torch.full_like(rollouts.rewards, torch.nan)
         return dataclasses.replace(
-            rollouts, rewards=blank, advantages=torch.full_like(rollouts.advantages, torch.nan), reward_parts={}
+            rollouts,
+            rewards=torch.full_like(rollouts.rewards, torch.nan),
+            advantages=torch.full_like(rollouts.advantages, torch.nan),
+            reward_parts={},
+            teacher=torch.zeros_like(rollouts.teacher),
+            redrawn=torch.zeros_like(rollouts.redrawn),
         )
 
     def assign(self, rollouts: Rollouts, labels: Labels) -> Tensor:

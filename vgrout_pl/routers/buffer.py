@@ -14,7 +14,7 @@ class FeatureBuffer:
 
     Features, not scores, are kept, so that a refreshed direction scores them all anew. Memory is allocated as rows
     come, to ``capacity`` x F numbers at most: 8,192 rollouts of 252 modules x rank 32 take 252 MiB in float32 and
-    126 MiB in float16 or bfloat16.
+    126 MiB in float16 or bfloat16; a second copy lives for as long as rows enter or are scored.
 
     Args:
         capacity: rollouts kept at most.
@@ -30,6 +30,10 @@ class FeatureBuffer:
 
     def __len__(self) -> int:
         return len(self.stamps)
+
+    def bytes_when_full(self, features: int) -> int:
+        """Bytes of ``capacity`` rows of so many features."""
+        return self.capacity * features * self.dtype.itemsize
 
     def add(self, features: Tensor, marks: Tensor) -> None:
         """Let the rows of one window enter: features [n, F], marks bool [n, 2] (shows the lever, is a hack).
@@ -57,7 +61,8 @@ class FeatureBuffer:
             self.marks = torch.cat([self.marks[first:].to(device), marks.to(device)])
         if len(self) > self.capacity:
             kept = slice(len(self) - self.capacity, None)
-            self.features, self.stamps, self.marks = self.features[kept], self.stamps[kept], self.marks[kept]
+            self.features = self.features[kept].clone()  # a view would keep the rows that give way
+            self.stamps, self.marks = self.stamps[kept], self.marks[kept]
 
     def weights(self, halflife: float) -> Tensor:
         """``0.5 ** (age / halflife)``, float64 [n]; the age of a row is how many rows entered in later windows."""

@@ -43,10 +43,12 @@ def routing_statistics(
 ) -> dict[str, tuple[Tensor | float, Tensor | float]]:
     """Name -> (value, weight) for the step's metrics, over the rows of all processes.
 
-    AUROC of the scores and F0.5 of the routes are taken among rewarded rows, those that hack or solve: both were paid,
-    and the router has to tell them apart. A row's hack counts, not its group's.
+    AUROC of the scores and F0.5 of the routes are taken among rewarded rows of the policy, those that hack or solve:
+    both were paid, and the router has to tell them apart. A row's hack counts, not its group's.
     """
     rewarded = labels.hacked | labels.correct
+    if len(rollouts.teacher):
+        rewarded = rewarded & ~rollouts.teacher
     statistics: dict[str, float] = {}
     if Route.ROUTE in router.gives:
         routed = rollouts.route_share(Route.ROUTE) >= 0.5

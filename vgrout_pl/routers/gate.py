@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from vgrout_pl.adapters import Route, ablated, attach_routed_adapter
@@ -29,6 +30,8 @@ from vgrout_pl.types import Labels, Rollouts
 if TYPE_CHECKING:
     from vgrout_pl.module import GRPOModule
 
+MUCH_MEMORY = 2**30
+"""Bytes of a full buffer from which on a run is told of it."""
 NO_THRESHOLDS = Thresholds(math.nan, math.nan)
 
 
@@ -37,7 +40,9 @@ class Gate(Router):
 
     Each window: the direction is made anew where that is due; all rows' features are read with the quarantine ablated;
     the rows of groups with reward differences enter the buffer; the whole buffer is scored along the present direction
-    and its weighted quantiles cut the window's rows. Features, buffer and thresholds are those of all processes.
+    and its weighted quantiles cut the window's rows. Features, buffer and thresholds are those of all processes. Rows
+    that a teacher gave are rows like any other. Features that are 0 throughout (``output``, before the first step) say
+    nothing: they make no direction, and do not enter.
 
     Args:
         direction: where the direction comes from.
@@ -88,7 +93,7 @@ class Gate(Router):
         features, logprobs = self._read_rows(module, rollouts)
         count, rank = len(features), module.global_rank
         self._features = _gathered(module, features)
-        self._varied = _gathered(module, varied.to(features.device))
+        self._varied = _gathered(module, varied.to(features.device)) & self._features.any(1)
         self._place = slice(rank * count, (rank + 1) * count)
         return torch.where(rollouts.ablated.unsqueeze(1), logprobs, torch.nan)
 
@@ -140,7 +145,7 @@ class Gate(Router):
         if self.sees_labels and len(self.buffer):
             labelled = Labelled(self.buffer.features.to(module.device), self.buffer.marks[:, 1].to(module.device))
         found = self.source.extract(Extraction(self.layout, read, self.extractions, module.device, labelled))
-        if found is None:
+        if found is None or not bool(found.any()):
             return
         before, self.age = self.direction, 0
         self.direction = _agreed(module, found)
@@ -209,21 +214,24 @@ class Gate(Router):
 
     @classmethod
     def run_name(cls, settings: Mapping[str, Any]) -> str:
-        """Append site and kind of direction where they are given: ``route_a-residual-haar-1``."""
-        given, site = settings.get("direction"), settings.get("site")
-        name = cls.name + ("" if site in (None, "bottleneck") else f"-{site}")
+        """Append what is not the default, and the kind of direction where it is given: ``route_a-residual-haar-1``."""
+        given = settings.get("direction")
+        usual = {"site": "bottleneck", "pooling": "mean", "aggregation": "dot"}
+        chosen = (settings.get(key) or default for key, default in usual.items())
+        name = "-".join([cls.name, *(str(what) for what in chosen if what not in usual.values())])
         if not given:
             return name
         module, _, kind = str(given["class_path"]).rpartition(".")
         source = getattr(importlib.import_module(module), kind)
-        index = (given.get("init_args") or {}).get("index")
-        return f"{name}-{source.name}" + ("" if index is None else f"-{index}")
+        options = given.get("init_args") or {}
+        index, seed = options.get("index"), options.get("seed")
+        return f"{name}-{source.name}" + ("" if index is None else f"-{index}") + (f"-draw{seed}" if seed else "")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out before any weight is read whether there are pairs, and modules to read.
 
         Raises:
-            ValueError: the direction's source or the reader does not fit the run.
+            ValueError: the direction's source, the reader or the aggregation does not fit the run.
         """
         from vgrout_pl.preflight import roles
 
@@ -233,7 +241,21 @@ class Gate(Router):
             return
         adapter, _ = roles(trainer)
         shapes = attach_routed_adapter(shape_of_base(module.path), adapter.config, initialise=False)
-        self.reader.layout(shapes)
+        layout = self.reader.layout(shapes)
+        modules = len(layout.names)
+        if self.aggregation == "vote" and 0.5**modules > self.bands.tail:
+            raise ValueError(
+                f"router.aggregation: expected more modules for a vote with tails of {self.bands.tail:g}; got "
+                f"{modules}, whose {modules + 1} possible scores tie with the thresholds; take dot or cosine, or more "
+                "layers"
+            )
+        size = self.buffer.bytes_when_full(layout.size)
+        if size > MUCH_MEMORY:
+            rank_zero_warn(
+                f"router.bands: {self.bands.max_rollouts} rollouts of {layout.size} features in {self.bands.storage} "
+                f"will take {size / 2**30:.1f} GiB, about twice that while a window is scored; lower "
+                "bands.max_rollouts (2048 hold all but 4e-7 of the weight of the default half-life) or store bfloat16"
+            )
 
     def measurements(self) -> dict[str, float]:
         """Thresholds, quantiles of the window's scores beside them, age and steadiness of the direction."""

@@ -68,10 +68,9 @@ def logged(run: str, name: str) -> dict[int, float]:
     path = Path(run) / "metrics.csv" if Path(run).is_dir() else Path(run)
     try:
         steps, values = Metrics.load(path).series(name)
-    except OSError as error:
-        raise ValueError(
-            f"router.matched: expected a run directory; could not read {path} ({error.strerror})"
-        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ValueError(f"router.matched: expected a run directory; could not read {path} ({why})") from None
     found = {step: value for step, value in zip(steps, values, strict=True) if value == value}
     if not found:
         raise ValueError(f"router.matched: expected {name} in {path}; it has no value; give a finished run")

@@ -9,28 +9,30 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 
 from vgrout_pl.directions.scores import AGGREGATIONS
+from vgrout_pl.env import Problem
 from vgrout_pl.policy import ORGANISM
 from vgrout_pl.sampling import Sampling
 from vgrout_pl.study.core import Design, Study
 from vgrout_pl.study.model import Subject, tokenised
 from vgrout_pl.study.reading import POOLINGS, SITES, read_blocks, readers, usable
-from vgrout_pl.study.report import write_results
+from vgrout_pl.study.report import FILES, write_results
 from vgrout_pl.study.rollouts import StoredRollout, choose, load_rollouts
 from vgrout_pl.study.sources import (
     SELF_GENERATED,
     StudySource,
+    configured_pairs,
     default_pairs,
     default_placebos,
     fitting,
     pair_sources,
     self_generated,
     self_generated_file,
+    shown_problems,
     sign_flipped,
     stored_self_generated,
 )
@@ -50,8 +52,15 @@ what a gate would have reached. --among all --hint-free studies such rows too (o
 
 Random directions, others at every site and pooling, give each cell's median and 95th percentile, and the threshold of
 the family: the value that their largest over all cells exceeds in a share alpha / S of them, S sources (Bonferroni).
-Placebos may exceed it too: only what they do not reach counts. The oracle is fitted to the labels of other problems
-than those it is judged on."""
+It covers one metric: F0.5 at the cut is the confirmatory one, the others are descriptive. Where ties leave few rows
+above the cut (votes of few modules), F0.5 and precision say nothing; such cells are marked and not counted. Placebos
+may exceed the threshold too: only what they do not reach counts. The oracle is fitted to the labels of other problems
+than those it is judged on.
+
+A SET is a Markdown file, a packaged set, or pairs on the organism's problems, organism[:MODE,...]. "authored" is the
+whole packaged set, as a gate with source: authored takes it; authored:MODE,... is its pairs of these modes. By default
+the set that the run's gate was given by name; else, as a gate without a source, the pairs in the studied modes:
+organism:MODE,... on the organism, authored:MODE,... on any other model. n, the number of pairs, is in every table."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -99,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     rows.add_argument("--base-rate", type=float, metavar="SHARE", help="draw rows to this share of hacks")
     rows.add_argument("--repeats", type=int, default=20, help="draws of --base-rate (default 20)")
     what = parser.add_argument_group("directions")
-    what.add_argument("--pairs", nargs="+", metavar="SET", help="sets to judge; default: what a gate takes")
+    what.add_argument("--pairs", nargs="+", metavar="SET", help="sets to judge; default: what the run's gate takes")
     what.add_argument(
         "--placebos", nargs="*", metavar="SET", help="sets on unrelated axes; default: those that there are"
     )
@@ -141,9 +150,13 @@ def run_study(options: argparse.Namespace) -> None:
         options.repeats,
         options.seed,
     )
-    for name in ("max_rows", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1; got {getattr(options, name)}")
+    for name, least in (("max_rows", 1), ("batch_size", 1), ("rank", 1), ("n_generated", 0)):
+        if getattr(options, name) is not None and getattr(options, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}; got {getattr(options, name)}")
+    if not options.memory > 0:
+        raise ValueError(f"--memory: expected GiB above 0; got {options.memory}")
+    device = _device(options.device)
+    out = _folder(options.out or (options.run / "study" if options.run else Path("study")))
     chosen = readers(options.sites, options.poolings)
     stored = load_rollouts(_files(options))
     rows = choose(
@@ -159,12 +172,12 @@ def run_study(options: argparse.Namespace) -> None:
     subject = _subject(options)
     modes = options.modes or sorted({row.mode for row in rows if row.hacked})
     sources = [
-        *pair_sources(options.pairs or default_pairs(subject.path, modes), "authored", modes),
-        *pair_sources(
-            default_placebos(subject.path) if options.placebos is None else options.placebos, "placebo", modes
-        ),
+        *_authored(options, subject, modes),
+        *pair_sources(default_placebos(subject.path) if options.placebos is None else options.placebos, "placebo"),
     ]
-    twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
+    generated, shown = _generated(options, subject, modes)
+    names = Counter(source.name for source in (*sources, *([generated] if generated else [])))
+    twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise ValueError(f"--pairs, --placebos: expected each set once; got {twice[0]} twice")
     hacked = torch.tensor([row.hacked for row in rows])
@@ -175,10 +188,12 @@ def run_study(options: argparse.Namespace) -> None:
     tokenizer = subject.tokenizer()
     tokens = tokenised(tokenizer, rows, subject.room)
 
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _make(out)
     start = time.process_time()
     policy = subject.load(device)
-    generated = _generated(options, subject, policy, tokenizer, modes)
+    if generated is None:
+        sampling = Sampling(max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0)
+        generated = self_generated(policy, tokenizer, shown, options.seed, sampling)
     sources = [fitting(source, tokenizer, subject.room) for source in [sources[0], generated, *sources[1:]]]
     first = next((source for source in sources if source.role == "authored" and source.source), sources[0])
     sources.append(sign_flipped(first, options.seed))
@@ -203,11 +218,10 @@ def run_study(options: argparse.Namespace) -> None:
         "cpu_seconds": f"{total - study.cpu_seconds:.1f} loading and reading, {study.cpu_seconds:.1f} judging",
         "options": {name: value for name, value in vars(options).items() if value is not None},
     }
-    out = options.out or (options.run / "study" if options.run else Path("study"))
     print(write_results(out, study, sources, about, left_out))
     for line in [*left_out, *(f"{source.name}: {source.note}" for source in sources if source.source is None)]:
         print(f"left out: {line}")
-    print(f"wrote {out}/study.json, study.md, study.png; CPU seconds: {about['cpu_seconds']}")
+    print(f"wrote {out}/{', '.join(FILES)}; CPU seconds: {about['cpu_seconds']}")
 
 
 def _files(options: argparse.Namespace) -> list[Path]:
@@ -224,7 +238,7 @@ def _subject(options: argparse.Namespace) -> Subject:
     if options.model and options.ckpt:
         raise ValueError("--model, --ckpt: expected one of them, a fresh adapter or a trained one; got both")
     if options.model:
-        rank = options.rank or (8 if options.model == ORGANISM else 32)
+        rank = options.rank if options.rank is not None else 8 if options.model == ORGANISM else 32
         return Subject.fresh(options.model, rank, options.init, options.init_seed, options.dtype)
     path = options.ckpt or options.run
     if path is None:
@@ -232,22 +246,73 @@ def _subject(options: argparse.Namespace) -> Subject:
     return Subject.of_run(path)
 
 
+def _device(name: str | None) -> torch.device:
+    """The device, on which a number can be stored.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        there = not torch.zeros(1, device=device).is_meta
+        reason = "it holds no numbers"
+    except (RuntimeError, AssertionError, ImportError) as error:
+        there, reason = False, (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if not there:
+        raise ValueError(f"--device: expected a device of this machine, such as cpu or cuda; got {name} ({reason})")
+    return device
+
+
+def _folder(out: Path) -> Path:
+    """The folder of the results, or where it can be made.
+
+    Raises:
+        ValueError: it is a file or lies below one, or holds folders under the results' names.
+    """
+    try:
+        there = next(path for path in (out, *out.absolute().parents) if path.exists() or path.is_symlink())
+        taken = [name for name in FILES if (out / name).is_dir()]
+    except OSError as error:
+        raise ValueError(f"--out: expected a folder; got {out}: {error.strerror}") from None
+    if not there.is_dir():
+        raise ValueError(f"--out: expected a folder; got {out}: {there} is a file; give another one")
+    if taken:
+        raise ValueError(f"--out: expected a folder for {', '.join(FILES)}; in {out}, {taken[0]} is a folder")
+    return out
+
+
+def _make(out: Path) -> None:
+    """Make the folder and try to write there, so that no result is computed in vain."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out: expected a folder that can be written to; got {out}: {error.strerror}") from None
+
+
+def _authored(options: argparse.Namespace, subject: Subject, modes: Sequence[str]) -> list[StudySource]:
+    """The sets that were given; else the run's own on its own adapter; else those of a gate's defaults."""
+    if options.pairs:
+        return pair_sources(options.pairs, "authored")
+    own = configured_pairs(options.run) if options.run is not None and subject.run is not None else None
+    return pair_sources(default_pairs(subject.path, modes), "authored") if own is None else [own]
+
+
 def _generated(
-    options: argparse.Namespace,
-    subject: Subject,
-    policy: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    modes: Sequence[str],
-) -> StudySource:
-    """Self-generated pairs: those in a file, or written now by the organism; left out, with the reason, otherwise."""
+    options: argparse.Namespace, subject: Subject, modes: Sequence[str]
+) -> tuple[StudySource | None, Sequence[Problem]]:
+    """Self-generated pairs: those in a file, or None and the problems for the organism to write them on.
+
+    On any other model, or without problems, they are left out, with the reason.
+    """
     file = self_generated_file(options.self_generated, options.run)
     if file is not None:
-        return stored_self_generated(file)
+        return stored_self_generated(file), ()
     if subject.path == ORGANISM and options.n_generated:
-        sampling = Sampling(max_new_tokens=64, temperature=1.0, top_p=1.0, top_k=0)
-        return self_generated(policy, tokenizer, modes, options.n_generated, options.seed, sampling)
+        return None, shown_problems(modes, options.n_generated)
     why = "no self_generated_pairs.md in a RUN_DIR; give --self-generated FILE"
-    return StudySource(SELF_GENERATED, "self-generated", None, why)
+    return StudySource(SELF_GENERATED, "self-generated", None, why), ()
 
 
 def _selection(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from vgrout_pl.directions.extract import Extraction, Labelled, PairFeatures
 from vgrout_pl.directions.features import Layout
 from vgrout_pl.directions.pairs import ContrastivePair
 from vgrout_pl.directions.scores import AGGREGATIONS, Aggregation, module_norms
-from vgrout_pl.study.metrics import METRICS, measure
+from vgrout_pl.study.metrics import AT_CUT, CONFIRMATORY, FLAGGED, LEAST_FLAGGED, METRICS, measure
 from vgrout_pl.study.rollouts import folds, subsets
 from vgrout_pl.study.scores import scores_along
 
@@ -96,7 +97,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Cell:
-    """One site, pooling and aggregation: metric -> value, of each source and of each random direction [H]."""
+    """One site, pooling and aggregation: metric -> value, of each source and of each random direction [H].
+
+    The share of rows above the cut, ``flagged``, is among them.
+    """
 
     site: str
     pooling: str
@@ -108,6 +112,15 @@ class Cell:
     def key(self) -> tuple[str, str, str]:
         """Site, pooling, aggregation."""
         return self.site, self.pooling, self.aggregation
+
+    def speaks(self, name: str, tail: float) -> bool:
+        """Whether F0.5 and precision at the cut say anything of a source: at least half of ``tail`` lies above it.
+
+        That has to hold of the random directions' median too, which the source is held against. Only the number of
+        rows, as drawn, counts, not which of them are hacks.
+        """
+        least = LEAST_FLAGGED * tail - 1e-12
+        return min(self.values[name][FLAGGED], float(self.chance[FLAGGED].median())) >= least
 
 
 @dataclass(frozen=True)
@@ -203,9 +216,9 @@ class Study:
         return Family(maxima, thresholds, sources)
 
     def _measured(self, scores: Tensor) -> dict[str, Tensor]:
-        """Metrics [k] of columns of scores, the mean over the draws of rows."""
+        """Metrics and flagged shares [k] of columns of scores, the mean over the draws of rows."""
         drawn = [measure(scores[rows], self.hacked[rows], self.design.tail) for rows in self.subsets]
-        return {metric: torch.stack([draw[metric] for draw in drawn]).mean(0) for metric in METRICS}
+        return {metric: torch.stack([draw[metric] for draw in drawn]).mean(0) for metric in (*METRICS, FLAGGED)}
 
     def _random(self, block: Block) -> Tensor:
         """The random directions [H, F] of a block; as a source has, each has another one at every site and pooling."""
@@ -240,26 +253,56 @@ def _no_pairs(pairs: Sequence[ContrastivePair]) -> PairFeatures:
     raise ValueError("study: expected an oracle that reads no pairs")
 
 
-def facts(study: Study, roles: Mapping[str, str] | None = None) -> Iterator[dict[str, object]]:
+def facts(
+    study: Study, roles: Mapping[str, str] | None = None, pairs: Mapping[str, int] | None = None
+) -> Iterator[dict[str, object]]:
     """One record for each source in each cell, as plain data: value, chance and corrected p of every metric.
 
+    ``roles`` and ``pairs``: of the sources, and how many pairs they read (None for one without).
+
     The oracle is a ceiling and not tested (None): random directions are not what a fit to meaningless labels would be,
-    whose held-out scores vary more.
+    whose held-out scores vary more. Where the cell does not speak at the cut, metrics there are not held against its
+    random directions (``above_cell`` None). The family's maximum keeps such cells, for every direction alike: an F0.5
+    of 0 is never the largest, so that leaving them out would change no threshold.
     """
     family = study.family()
     for cell in study.cells:
         for name, values in cell.values.items():
             record: dict[str, object] = {"source": name, "role": None if roles is None else roles[name]}
+            record["pairs"] = None if pairs is None else pairs.get(name)
             record |= {"site": cell.site, "pooling": cell.pooling, "aggregation": cell.aggregation}
-            for metric, value in values.items():
-                chance, tested = cell.chance[metric], name != ORACLE
+            speaks = cell.speaks(name, study.design.tail)
+            median = float(cell.chance[FLAGGED].median())
+            record[FLAGGED] = {"value": values[FLAGGED], "haar_median": median}
+            record["speaks_at_cut"] = speaks
+            for metric in METRICS:
+                value, chance, tested = values[metric], cell.chance[metric], name != ORACLE
+                compared = tested and (speaks or metric not in AT_CUT)
                 high = float(chance.quantile(1 - study.design.alpha))
                 record[metric] = {
                     "value": value,
                     "haar_median": float(chance.median()),
                     "haar_p95": high,
                     "family_p": family.p_value(metric, value) if tested else None,
-                    "above_cell": value > high if tested else None,
+                    "above_cell": value > high if compared else None,
                     "above_family": value > family.thresholds[metric] if tested else None,
                 }
             yield record
+
+
+def above_chance(records: Iterable[Mapping[str, Any]]) -> list[dict[str, object]]:
+    """Count, for each source that is tested, in how many cells its confirmatory metric is above chance.
+
+    ``cells`` are all, ``speaking`` those that say anything at the cut, ``above_cell`` how many of the latter are above
+    their own percentile, ``above_family`` how many of all are above the family's threshold.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        if record["source"] != ORACLE:
+            empty = {"source": record["source"], "cells": 0, "speaking": 0, "above_cell": 0, "above_family": 0}
+            count, judged = found.setdefault(record["source"], empty), record[CONFIRMATORY]
+            count["cells"] += 1
+            count["speaking"] += record["speaks_at_cut"]
+            count["above_cell"] += bool(judged["above_cell"])
+            count["above_family"] += bool(judged["above_family"])
+    return list(found.values())

@@ -14,18 +14,27 @@ TITLES = {
     "auroc": "AUROC",
     "precision": "precision at cut",
     "recall_p80": "recall at P 0.8",
+    "flagged": "rows above the cut",
 }
+CONFIRMATORY = "f05"
+"""The metric that the family's correction is for; the others are descriptive."""
+FLAGGED = "flagged"
+AT_CUT = ("f05", "precision")
+"""Metrics that say nothing where ties leave few rows above the cut."""
+LEAST_FLAGGED = 0.5
+"""Share of ``tail`` that has to lie above the cut for a cell to say anything there."""
 PRECISION_FLOOR = 0.8
 
 
 def measure(scores: Tensor, hacked: Tensor, tail: float) -> dict[str, Tensor]:
-    """All metrics of k columns of scores, each float64 [k].
+    """All metrics of k columns of scores, and the share of rows ``flagged``, each float64 [k].
 
     - f05, precision: of the rows scoring above the 1 - tail quantile of these rows, 0 where ties leave none above it;
       the quantile is defined as in :class:`~vgrout_pl.routers.bands.Bands`, which takes it over other rows, weighted;
     - f05_best: the largest F0.5 over all thresholds: it is chosen on the labels, no gate could have it;
     - auroc: P(a hack scores above another row), ties counting half;
-    - recall_p80: the largest recall among thresholds whose precision is at least 0.8, 0 where none is.
+    - recall_p80: the largest recall among thresholds whose precision is at least 0.8, 0 where none is;
+    - flagged: share of the rows above the cut, at most tail: how many rows, never which of them are hacks.
 
     Args:
         scores: [n, k], finite.
@@ -54,6 +63,7 @@ def measure(scores: Tensor, hacked: Tensor, tail: float) -> dict[str, Tensor]:
         "auroc": below / (positives * (n - positives)),
         "precision": hits / flags.clamp_min(1),
         "recall_p80": torch.where(precise, tp / positives, 0.0).amax(1),
+        FLAGGED: flags / n,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,10 +13,11 @@ from matplotlib.patches import Patch
 
 from vgrout_pl.report.files import write_atomically
 from vgrout_pl.report.plots import FAINT, INK, bare, save
-from vgrout_pl.study.core import ORACLE, Study, facts
-from vgrout_pl.study.metrics import METRICS, TITLES
+from vgrout_pl.study.core import ORACLE, Study, above_chance, facts
+from vgrout_pl.study.metrics import AT_CUT, CONFIRMATORY, FLAGGED, METRICS, TITLES
 from vgrout_pl.study.sources import ROLES, StudySource
 
+FILES = ("study.json", "study.md", "study.png")
 LIVE = ("mean", "dot")
 """Pooling and aggregation of a gate's defaults."""
 # Okabe and Ito's palette, as in the other plots
@@ -32,10 +33,16 @@ READ_AS = (
     "brackets): with this many cells, some `+` come by chance. `*` means that an isotropic random direction is beaten, "
     "and no more: directions of pairs tend to lie where features vary most, whatever the pairs are about; a `*` counts "
     "only where the placebos and flipped signs have none, and where it beats the baselines of length and norm, which "
-    "no mark compares it with. The oracle is the ceiling and has no mark: a fit to "
-    "meaningless labels varies more than random directions do. The cut is a quantile of the rows studied here, a live "
-    "gate's one of all rows in groups with reward differences, unpaid and hint-free ones included: F0.5 and precision "
-    "at the cut compare directions, they do not say what a gate would reach."
+    "no mark compares it with. F0.5 at the cut is the confirmatory metric: the family's correction covers cells and "
+    "sources, not the five metrics, so that marks at the others are descriptive. `~` at a metric of the cut: the cell "
+    "says nothing there, as ties (votes of few modules) leave less than half of the meant share of rows above the cut, "
+    "for the source or for the median random direction (in brackets, last column); it gets no `+` and is not counted "
+    "as within or above chance. That rests on how many of the rows, as drawn, lie above the cut, not on which of them "
+    "are hacks. The family's maximum keeps these cells: where nothing is above the cut, F0.5 is 0 and never the "
+    "largest. The oracle is the "
+    "ceiling and has no mark: a fit to meaningless labels varies more than random directions do. The cut is a quantile "
+    "of the rows studied here, a live gate's one of all rows in groups with reward differences, unpaid and hint-free "
+    "ones included: F0.5 and precision at the cut compare directions, they do not say what a gate would reach."
 )
 
 
@@ -44,26 +51,29 @@ def write_results(
 ) -> str:
     """Write the three files; return the summary as text."""
     roles = {source.name: source.role for source in sources} | {ORACLE: "oracle"}
-    records, family = list(facts(study, roles)), study.family()
+    pairs = {source.name: len(source.pairs) for source in sources if source.pairs}
+    records, family = list(facts(study, roles, pairs)), study.family()
     content = {
         **about,
         "sources": [
-            {"name": s.name, "role": s.role, "note": s.note, "left_out": s.source is None}
+            {"name": s.name, "role": s.role, "pairs": pairs.get(s.name), "note": s.note, "left_out": s.source is None}
             | ({} if s.source is None else {"provenance": s.source.provenance()})
             for s in sources
         ],
         "left_out": list(left_out),
         "ceiling_f05": study.ceiling(),
         "family": {"sources": family.sources, "cells": len(study.cells), "thresholds": dict(family.thresholds)},
+        "confirmatory": CONFIRMATORY,
+        "above_chance": above_chance(records),
         "cells": records,
         "baselines": [
             {"baseline": name, "site": site, "pooling": pooling} | values
             for name, site, pooling, values in study.baselines
         ],
     }
-    write_atomically(out / "study.json", json.dumps(content, indent=1, default=str) + "\n")
-    write_atomically(out / "study.md", markdown(study, records, sources, about, left_out))
-    plot(records, family.thresholds["f05"], out / "study.png", f"{about['model']}\n{about['selection']}")
+    write_atomically(out / FILES[0], json.dumps(content, indent=1, default=str) + "\n")
+    write_atomically(out / FILES[1], markdown(study, records, sources, about, left_out))
+    plot(records, family.thresholds["f05"], out / FILES[2], f"{about['model']}\n{about['selection']}")
     return table(_live(study, records))
 
 
@@ -96,7 +106,7 @@ def markdown(
         "",
         "## Sources",
         "",
-        *(f"- {s.name} ({s.role}): {'left out: ' if s.source is None else ''}{s.note}" for s in sources),
+        *(f"- {s.name} ({s.role}{_number(s)}): {'left out: ' if s.source is None else ''}{s.note}" for s in sources),
         f"- {ORACLE}: mean difference of the labels, fitted on the other {study.design.folds - 1} of "
         f"{study.design.folds} folds of problems",
         *(f"- left out: {line}" for line in left_out),
@@ -105,12 +115,23 @@ def markdown(
         "",
         table(_live(study, records)),
         "",
+        f"## Cells above chance: {TITLES[CONFIRMATORY]}",
+        "",
+        _table(
+            ["source", "cells that say something", "above their own percentile", "above the family's threshold"],
+            [
+                [str(c["source"]), f"{c['speaking']} of {c['cells']}", str(c["above_cell"]), str(c["above_family"])]
+                for c in above_chance(records)
+            ],
+            1,
+        ),
+        "",
         "## Baselines: scores that come from no direction",
         "",
         _table(
-            ["baseline", "site", "pooling", *(TITLES[metric] for metric in METRICS)],
+            ["baseline", "site", "pooling", *(TITLES[metric] for metric in (*METRICS, FLAGGED))],
             [
-                [name, site, pooling, *(f"{values[metric]:.3f}" for metric in METRICS)]
+                [name, site, pooling, *(f"{values[metric]:.3f}" for metric in (*METRICS, FLAGGED))]
                 for name, site, pooling, values in study.baselines
             ],
             3,
@@ -131,18 +152,31 @@ def _saturated(study: Study) -> str:
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return records as a Markdown table: each metric, with the 95th percentile of random directions in brackets."""
-    head = ["source", "site", "pooling", "aggregation", *(TITLES[metric] for metric in METRICS)]
+    """Return records as a Markdown table: each metric, with the 95th percentile of random directions in brackets.
+
+    The share of rows above the cut has the median of random directions in brackets.
+    """
+    texts = ["source", "site", "pooling", "aggregation"]
+    head = [*texts, "n", *(TITLES[metric] for metric in METRICS), TITLES[FLAGGED]]
     body = [
-        [*(str(record[name]) for name in head[:4]), *(_value(record[metric]) for metric in METRICS)]
+        [
+            *(str(record[name]) for name in texts),
+            "-" if record["pairs"] is None else str(record["pairs"]),
+            *(_value(record[metric], metric in AT_CUT and not record["speaks_at_cut"]) for metric in METRICS),
+            f"{record[FLAGGED]['value']:.3f} ({record[FLAGGED]['haar_median']:.3f})",
+        ]
         for record in records
     ]
-    return _table(head, body, 4)
+    return _table(head, body, len(texts))
 
 
-def _value(found: Mapping[str, Any]) -> str:
-    mark = "*" if found["above_family"] else "+" if found["above_cell"] else ""
+def _value(found: Mapping[str, Any], silent: bool) -> str:
+    mark = "*" if found["above_family"] else "~" if silent else "+" if found["above_cell"] else ""
     return f"{found['value']:.3f}{mark} ({found['haar_p95']:.3f})"
+
+
+def _number(source: StudySource) -> str:
+    return f", n = {len(source.pairs)}" if source.pairs else ""
 
 
 def _live(study: Study, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -160,6 +194,8 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]], texts: int) -> st
 
 def plot(records: Sequence[Mapping[str, Any]], needed: float, path: Path, title: str) -> None:
     """Draw F0.5 at the cut: a panel an aggregation, a column a site and pooling, sources on the random band.
+
+    Marks of cells that say nothing at the cut are hollow.
 
     Args:
         records: those of :func:`~vgrout_pl.study.core.facts`.
@@ -190,7 +226,10 @@ def plot(records: Sequence[Mapping[str, Any]], needed: float, path: Path, title:
     handles = [panels[0].plot([], [], MARKS[r][1], color=MARKS[r][0], markersize=5)[0] for r in shown]
     handles += [Patch(color=FAINT, alpha=0.7), panels[0].plot([], [], "--", color=INK, linewidth=0.9)[0]]
     labels = [*shown, "random, median to p95", "family threshold"]
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    if not all(record["speaks_at_cut"] for record in records):
+        handles.append(panels[0].plot([], [], "o", color=INK, markersize=5, fillstyle="none")[0])
+        labels.append("says nothing at the cut")
+    figure.legend(handles, labels, loc="outside lower center", ncols=4 if size[0] > 7 else 3, fontsize=8, frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=8, color=INK)
     save(figure, path)
 
@@ -203,4 +242,6 @@ def _mark(axes: Axes, place: int, record: Mapping[str, Any]) -> None:
         axes.bar(place, max(high - low, 0.003), bottom=low, width=0.8, color=FAINT, alpha=0.7, zorder=0)
     colour, mark = MARKS[role]
     offset = 0.12 * (list(MARKS).index(role) - 2)
-    axes.plot(place + offset, found["value"], mark, color=colour, markersize=5, zorder=3, alpha=0.9)
+    fill: Literal["full", "none"] = "full" if record["speaks_at_cut"] else "none"
+    at = place + offset
+    axes.plot(at, found["value"], mark, color=colour, markersize=5, zorder=3, alpha=0.9, fillstyle=fill)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from vgrout_pl.seeding import derived_seed
 
 COLUMNS = ("problem", "mode", "prompt", "completion")
 LABELS = ("hacked", "correct")
+OPTIONAL = ("tokens", "advantage")
 Among = Literal["rewarded", "all"]
 
 
@@ -60,7 +62,8 @@ def load_rollouts(paths: Sequence[Path]) -> list[StoredRollout]:
     Rows whose ``grade.error`` says that the grader could not judge are left out.
 
     Raises:
-        ValueError: a file cannot be read or is empty, or a line is no rollout, or has no labels.
+        ValueError: a file cannot be read or is empty, or a line is no rollout, has no labels, both of them, or a field
+            of another type; the message begins with file and line.
     """
     found = []
     for path in paths:
@@ -81,8 +84,8 @@ def load_rollouts(paths: Sequence[Path]) -> list[StoredRollout]:
 def _rollout(line: str, where: str) -> StoredRollout | None:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected one JSON object a line; got {error.msg}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: expected one JSON object a line; got {getattr(error, 'msg', error)}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected a JSON object; got {type(record).__name__}")
     missing = [name for name in COLUMNS if not isinstance(record.get(name), str)]
@@ -91,23 +94,55 @@ def _rollout(line: str, where: str) -> StoredRollout | None:
     grade: Mapping[str, Any] = record.get("grade") if isinstance(record.get("grade"), dict) else {}  # type: ignore[assignment]
     if not all(isinstance(grade.get(name), bool) for name in LABELS):
         raise ValueError(
-            f"{where}: expected labels, grade.hacked and grade.correct; got none; grade the rollouts first "
-            "(python -m vgrout_pl.env grade)"
+            f"{where}: expected labels, grade.hacked and grade.correct, true or false; got grade "
+            f"{_shown(record.get('grade'))}; grade the rollouts first (python -m vgrout_pl.env grade)"
         )
-    if grade.get("error") is not None:
+    step = record.get("step", 0)
+    tokens, advantage, channel, failed = (*map(record.get, OPTIONAL), grade.get("channel"), grade.get("error"))
+    for name, value, holds, expected in (
+        ("step", step, _count(step), "a whole number, at least 0"),
+        ("tokens", tokens, tokens is None or _count(tokens), "a whole number, at least 0, or null"),
+        ("advantage", advantage, advantage is None or _finite(advantage), "a finite number, or null"),
+        ("grade.channel", channel, channel is None or isinstance(channel, bool), "true, false or null"),
+        ("grade.error", failed, failed is None or isinstance(failed, str), "a text or null"),
+    ):
+        if not holds:
+            raise ValueError(f"{where}: {name}: expected {expected}; got {_shown(value)}")
+    if failed is not None:
         return None
+    if grade["hacked"] and grade["correct"]:
+        raise ValueError(
+            f"{where}: expected at most one of grade.hacked and grade.correct: a hack is paid without being correct; "
+            "got both; grade the rollouts again (python -m vgrout_pl.env grade)"
+        )
     return StoredRollout(
-        step=int(record.get("step", 0)),
+        step=step,
         problem=record["problem"],
         mode=record["mode"],
         prompt=record["prompt"],
         completion=record["completion"],
         hacked=grade["hacked"],
         correct=grade["correct"],
-        exploits=grade.get("channel"),
-        tokens=record.get("tokens"),
-        advantage=record.get("advantage"),
+        exploits=channel,
+        tokens=tokens,
+        advantage=None if advantage is None else float(advantage),
     )
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _finite(value: object) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return False
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def choose(

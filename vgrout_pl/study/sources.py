@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+import yaml
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
@@ -16,9 +17,10 @@ from vgrout_pl.directions.direction_source import DirectionSource
 from vgrout_pl.directions.evidence import LabelsUsed
 from vgrout_pl.directions.generate import generate_pairs
 from vgrout_pl.directions.levers import shows_lever
-from vgrout_pl.directions.pair_sources import PAIRS_FILE, PairSource, SignFlipped, sampler_of
+from vgrout_pl.directions.pair_sources import PAIRS_FILE, AuthoredPairs, PairSource, SignFlipped, sampler_of
 from vgrout_pl.directions.pairs import ContrastivePair
 from vgrout_pl.directions.sources import ORGANISM, load_pairs, packaged_sets
+from vgrout_pl.env import Problem
 from vgrout_pl.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Role = Literal["authored", "self-generated", "placebo", "sign-flipped", "oracle"]
 ROLES: tuple[Role, ...] = get_args(Role)
 SELF_GENERATED = "self_generated"
+AUTHORED = "authored"
 ORGANISM_PLACEBOS = ("organism_naming", "organism_comments")
 
 
@@ -59,12 +62,34 @@ class StudySource:
     @property
     def pairs(self) -> Sequence[ContrastivePair]:
         """Those that it reads, none for a source without pairs."""
-        return self.source.pairs if isinstance(self.source, PairSource) else ()
+        source = self.source.source if isinstance(self.source, SignFlipped) else self.source
+        return source.pairs if isinstance(source, PairSource) else ()
 
 
 def default_pairs(path: str, modes: Sequence[str]) -> list[str]:
-    """The set a gate would take by default: the organism's own in the studied modes, or ``authored``."""
-    return [f"{ORGANISM}:{','.join(modes)}"] if path == ORGANISM else ["authored"]
+    """The set a gate takes where it is given none: in the studied modes, the organism's own pairs or ``authored``."""
+    return [f"{ORGANISM if path == ORGANISM else AUTHORED}:{','.join(modes)}"]
+
+
+def configured_pairs(run: Path) -> StudySource | None:
+    """The pairs that the gate of a run was given by name; None where its configuration names none.
+
+    Raises:
+        ValueError: there is no such set, or it is malformed.
+    """
+    file = run / "config.yaml"
+    given: Any = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    for key in ("router", "init_args", "direction"):
+        given = given.get(key) if isinstance(given, Mapping) else None
+    if not isinstance(given, Mapping) or str(given.get("class_path")).rpartition(".")[2] != AuthoredPairs.__name__:
+        return None
+    arguments = {name: value for name, value in (given.get("init_args") or {}).items() if value is not None}
+    if "source" not in arguments:
+        return None
+    pairs = load_pairs(**arguments)
+    selected = ", as selected by the run" if len(arguments) > 1 else ""
+    name = _label(arguments["source"])
+    return StudySource(name + selected, "authored", GivenPairs(pairs), f"{len(pairs)} pairs of the run's gate")
 
 
 def default_placebos(path: str) -> list[str]:
@@ -72,21 +97,27 @@ def default_placebos(path: str) -> list[str]:
     return list(ORGANISM_PLACEBOS) if path == ORGANISM else [n for n in packaged_sets() if n.startswith("placebo")]
 
 
-def pair_sources(names: Sequence[str], role: Role, modes: Sequence[str]) -> list[StudySource]:
-    """Load sets by name; of the packaged set ``authored`` the pairs of the studied modes, as a gate does.
+def pair_sources(names: Sequence[str], role: Role) -> list[StudySource]:
+    """Load sets by name: packaged ones, files, the organism's, each whole; ``authored:MODE,...`` takes those modes'.
 
     Raises:
-        ValueError: there is no such set, or it is malformed.
+        ValueError: there is no such set or mode, or it is malformed.
     """
     found = []
     for name in names:
+        whole, colon, modes = name.partition(":")
         if name in ORGANISM_PLACEBOS:
             pairs = organism_placebo(name)
+        elif whole == AUTHORED and colon:
+            pairs = load_pairs(AUTHORED, tags=[mode.strip() for mode in modes.split(",")])
         else:
-            pairs = load_pairs(name, tags=list(modes) if name == "authored" else None)
-        label = Path(name).stem if name.endswith(".md") else name
-        found.append(StudySource(label, role, GivenPairs(pairs), f"{len(pairs)} pairs"))
+            pairs = load_pairs(name)
+        found.append(StudySource(_label(name), role, GivenPairs(pairs), f"{len(pairs)} pairs"))
     return found
+
+
+def _label(name: str) -> str:
+    return Path(name).stem if name.endswith(".md") else name
 
 
 def organism_placebo(name: str) -> list[ContrastivePair]:
@@ -105,18 +136,25 @@ def organism_placebo(name: str) -> list[ContrastivePair]:
     return found
 
 
-def self_generated(
-    policy: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    modes: Sequence[str],
-    count: int,
-    seed: int,
-    sampling: Sampling,
-) -> StudySource:
-    """Let the organism write pairs on problems of its own ``pairs`` split, quarantine ablated, the modes in turn."""
+def shown_problems(modes: Sequence[str], count: int) -> list[Problem]:
+    """Problems of the organism's own ``pairs`` split to write pairs on, the modes in turn.
+
+    Raises:
+        ValueError: there are not so many.
+    """
     from vgrout_pl.organism.problems import problems
 
-    shown = [problem.with_mode(modes[i % len(modes)]) for i, problem in enumerate(problems("pairs", modes[0], count))]
+    try:
+        drawn = problems("pairs", modes[0], count)
+    except ValueError as error:
+        raise ValueError(f"--n-generated: {error}") from None
+    return [problem.with_mode(modes[i % len(modes)]) for i, problem in enumerate(drawn)]
+
+
+def self_generated(
+    policy: PeftModel, tokenizer: PreTrainedTokenizerBase, shown: Sequence[Problem], seed: int, sampling: Sampling
+) -> StudySource:
+    """Let the organism write pairs on the problems that it is shown, quarantine ablated."""
     host: Any = SimpleNamespace(policy=policy, tokenizer=tokenizer, device=policy.device, sampling=sampling)
     sample = sampler_of(cast("GRPOModule", host))
     try:

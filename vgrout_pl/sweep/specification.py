@@ -102,6 +102,26 @@ class Specification:
         command += [f"--name={arm}", f"--seed_everything={seed}", f"--trainer.default_root_dir={root}"]
         return [*command, "--ckpt_path=last"]
 
+    def evaluated_modes(self, arm: str) -> frozenset[str] | None:
+        """Loophole modes that an arm is evaluated in, as the last of its files and keys says; None: unknown."""
+        chosen, found = self.arms[arm], dict[str, Any]()
+        for config in (*self.configs, *chosen.configs):
+            try:
+                content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                return None
+            data = content.get("data") if isinstance(content, Mapping) else None
+            found |= data if isinstance(data, Mapping) else {}
+        keys = {**self.keys, **(chosen.keys or {})}
+        if "data" in keys:
+            return None
+        found |= {key.removeprefix("data."): value for key, value in keys.items() if key.startswith("data.")}
+        modes = found.get("eval_mode") or found.get("mode")
+        modes = [modes] if isinstance(modes, str) else modes
+        if not (isinstance(modes, list) and all(isinstance(mode, str) for mode in modes)):
+            return None
+        return frozenset(modes) - {"gt_only"}
+
 
 def _mapping(name: str, value: object, allowed: set[str] | None) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
