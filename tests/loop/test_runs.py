@@ -24,11 +24,14 @@ OVERLAYS = sorted(
     if path.stem != NEEDS_A_POOL and "qwen3_4b" not in path.read_text()
 )
 """Overlays of the demo; those of the real model are tried in tests/plan, the other folders where their parts are."""
+ELSEWHERE = {"corda", "gaussian", "gaussian_unit", "pissa", "random_split", "scorda_rev"}
+"""Inits that the fast suite tries in tests/adapters; their whole runs are the longer proof's."""
+CASES = [pytest.param(path, marks=pytest.mark.full if path.stem in ELSEWHERE else ()) for path in OVERLAYS]
 STATES = ("as_trained", "deployed")
 CELLS = (("test", "novel"), ("test", "training"), ("test", "none"), ("train", "training"))
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("overlay", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_overlay_composes_with_the_demo_and_finishes(fit, overlay):
     root = fit("--config", str(overlay))
     (run,) = root.glob("*/seed0")
