@@ -61,7 +61,9 @@ class PairSource(DirectionSource):
         return {"pairs": _as_plain(self.pairs)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring the texts back; say so where other ones had been loaded."""
+        """Bring the texts back, where the checkpoint has them; say so where other ones had been loaded."""
+        if "pairs" not in state:
+            return
         before, self.pairs = self.pairs, [ContrastivePair(**record) for record in state["pairs"]]
         if before and pairs_hash(before) != pairs_hash(self.pairs):
             rank_zero_warn(
