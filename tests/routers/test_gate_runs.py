@@ -15,6 +15,8 @@ from tests.loop.conftest import SMALL, command
 from vgrout_pl.cli import RunCLI
 from vgrout_pl.directions import ContrastivePair, pair_sources, pairs_hash, write_pairs
 from vgrout_pl.directions.pair_sources import PAIRS_CACHE, PAIRS_FILE, sampler_of
+from vgrout_pl.functional import constant_groups
+from vgrout_pl.objective import trained_rows
 from vgrout_pl.routers import ActivationGate
 from vgrout_pl.routers.gate import Gate
 from vgrout_pl.types import Rollouts
@@ -189,6 +191,27 @@ def test_rows_that_a_gate_has_read_in_their_sampling_state_are_not_scored_again(
     assert sum(by_gate) == 8
     assert sum(by_step) == 0, "the gate's pass is the ablated rows' scoring pass"
     assert bool(by_step) == (dtype == "bfloat16"), "in float32 sampling gave the log-probabilities of the others"
+
+
+def test_rows_enter_a_gates_buffer_where_they_differ_from_those_they_are_compared_with(train, tmp_path, monkeypatch):
+    entered, trained = [], []
+
+    def read(self, module, rollouts, varied):
+        entered.append(varied.clone())
+        return Gate.read(self, module, rollouts, varied)
+
+    def rows(objective, rollouts, updates=1):
+        trained.append((trained_rows(objective, rollouts, updates), constant_groups(rollouts.rewards, 8)))
+        return trained[-1][0]
+
+    monkeypatch.setattr(ActivationGate, "read", read)
+    monkeypatch.setattr("vgrout_pl.window.trained_rows", rows)
+    train(tmp_path, "route_a", "--trainer.max_steps=3", "--model.objective={beta: 0, baseline: state}")
+    for varied, (own, _) in zip(entered, trained, strict=True):
+        assert torch.equal(varied, own)
+    assert any(not torch.equal(varied, ~constant) for varied, (_, constant) in zip(entered, trained, strict=True)), (
+        "in this run no group differs between its sampling states alone"
+    )
 
 
 @pytest.mark.full
